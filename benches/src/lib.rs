@@ -1,0 +1,1 @@
+//! What the benchmarks share: problem shapes of the released model and the measured limits of the machine.

@@ -1,0 +1,1 @@
+//! The CPU backend: Cranelift for fused loops and epilogues, core::arch micro-kernels for GEMM and attention.

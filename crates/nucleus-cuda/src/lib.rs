@@ -1,0 +1,1 @@
+//! The CUDA backend: kernels printed from the Plan and compiled by NVRTC.

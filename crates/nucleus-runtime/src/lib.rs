@@ -1,0 +1,1 @@
+//! What a service embeds: artifacts, weights, sessions, execution.

@@ -1,0 +1,1 @@
+//! Recipes, data, optimisers, schedules and checkpoints.

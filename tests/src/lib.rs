@@ -1,0 +1,1 @@
+//! What the test targets of this workspace share: locating fixtures, reading cases, comparing tensors.
