@@ -1,1 +1,21 @@
 //! The Nucleus language: lexer, parser, op table, types and dims, graph, verifier, printer, diagnostics.
+//!
+//! *Architecture invariant:* this crate does no I/O and knows no backend.
+
+pub mod dim;
+pub mod dtype;
+pub mod float;
+pub mod graph;
+pub mod infer;
+pub mod ops;
+pub mod scalar;
+pub mod types;
+
+pub use dim::{Bindings, Dim, DimError, Symbol};
+pub use dtype::DType;
+pub use float::Float;
+pub use graph::{Graph, Input, Node, NodeData, Output, Value, ValueDef, Weight};
+pub use infer::{Constraint, TypeError, infer};
+pub use ops::Op;
+pub use scalar::ScalarOp;
+pub use types::{Rate, TensorType};

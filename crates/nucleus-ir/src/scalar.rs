@@ -1,0 +1,110 @@
+//! Scalar operations: the element-wise part of the op table, shared with the scalar functions of a plan.
+
+use serde::{Deserialize, Serialize};
+
+use crate::dtype::DType;
+
+/// An operation on scalars. As an op of the graph it is applied to every element of tensors of equal shape; inside a kernel
+/// of a plan it is one step of a prologue, an epilogue or a loop body.
+///
+/// Arithmetic on `bf16` and `f16` is defined as: widen to `f32`, compute, round to nearest even. `i32` arithmetic wraps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ScalarOp {
+    /// −x.
+    Neg,
+    /// |x|.
+    Abs,
+    /// eˣ.
+    Exp,
+    /// Natural logarithm.
+    Log,
+    /// √x.
+    Sqrt,
+    /// 1/√x.
+    Rsqrt,
+    /// Hyperbolic tangent.
+    Tanh,
+    /// 1/(1+e⁻ˣ).
+    Sigmoid,
+    /// Sine of an angle in radians.
+    Sin,
+    /// Cosine of an angle in radians.
+    Cos,
+    /// x + y.
+    Add,
+    /// x − y.
+    Sub,
+    /// x · y.
+    Mul,
+    /// x / y; for `i32` rounded towards zero, and 0 where y is 0.
+    Div,
+    /// The larger; NaN if either is.
+    Max,
+    /// The smaller; NaN if either is.
+    Min,
+    /// x < y.
+    Less,
+    /// x ≤ y.
+    LessEqual,
+    /// x = y.
+    Equal,
+    /// Logical and of booleans.
+    And,
+    /// Logical or of booleans.
+    Or,
+    /// Logical negation of a boolean.
+    Not,
+    /// `y` where the boolean `x` is true, else `z`.
+    Select,
+    /// Conversion: floats round to nearest even, float to `i32` truncates and saturates (NaN gives 0), booleans become 0 or 1,
+    /// numbers become `x ≠ 0`.
+    Cast(DType),
+}
+
+impl ScalarOp {
+    /// How many operands it takes.
+    pub const fn arity(self) -> usize {
+        match self {
+            ScalarOp::Neg
+            | ScalarOp::Abs
+            | ScalarOp::Exp
+            | ScalarOp::Log
+            | ScalarOp::Sqrt
+            | ScalarOp::Rsqrt
+            | ScalarOp::Tanh
+            | ScalarOp::Sigmoid
+            | ScalarOp::Sin
+            | ScalarOp::Cos
+            | ScalarOp::Not
+            | ScalarOp::Cast(_) => 1,
+            ScalarOp::Add
+            | ScalarOp::Sub
+            | ScalarOp::Mul
+            | ScalarOp::Div
+            | ScalarOp::Max
+            | ScalarOp::Min
+            | ScalarOp::Less
+            | ScalarOp::LessEqual
+            | ScalarOp::Equal
+            | ScalarOp::And
+            | ScalarOp::Or => 2,
+            ScalarOp::Select => 3,
+        }
+    }
+
+    /// The dtype of the result for operands of these dtypes, or `None` where the operation is not defined for them.
+    pub fn result(self, operands: &[DType]) -> Option<DType> {
+        use ScalarOp::*;
+        match (self, operands) {
+            (Exp | Log | Sqrt | Rsqrt | Tanh | Sigmoid | Sin | Cos, [x]) if x.is_float() => Some(*x),
+            (Neg | Abs, [x]) if *x != DType::Bool => Some(*x),
+            (Not, [DType::Bool]) => Some(DType::Bool),
+            (Cast(to), [_]) => Some(to),
+            (Add | Sub | Mul | Div | Max | Min, [x, y]) if x == y && *x != DType::Bool => Some(*x),
+            (Less | LessEqual | Equal, [x, y]) if x == y => Some(DType::Bool),
+            (And | Or, [DType::Bool, DType::Bool]) => Some(DType::Bool),
+            (Select, [DType::Bool, y, z]) if y == z => Some(*y),
+            _ => None,
+        }
+    }
+}
