@@ -2,6 +2,7 @@
 //!
 //! *Architecture invariant:* this crate does no I/O and knows no backend.
 
+pub mod ast;
 pub mod dim;
 pub mod dtype;
 pub mod float;
@@ -9,6 +10,7 @@ pub mod graph;
 pub mod infer;
 pub mod ops;
 pub mod scalar;
+pub mod source;
 pub mod types;
 
 pub use dim::{Bindings, Dim, DimError, Symbol};
