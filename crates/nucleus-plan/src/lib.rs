@@ -1,1 +1,21 @@
-//! The Plan: kernels, scalar functions, buffers, launch order and the analytic cost model.
+//! The Plan: the seam between the compiler and the machines, the same for every backend, for inference and for training.
+//!
+//! A [`Plan`] is a list of [`Launch`]es of distinct [`Kernel`]s over [`Buffer`]s. A kernel is an *anchor* (a loop structure that a
+//! backend has a template or micro-kernel for) with *scalar functions* in its slots: prologues that compute operands from loads,
+//! and an epilogue that computes and stores results. Feature sizes are constants of a kernel; sizes that follow from the
+//! run-time dims are its arguments, given by the launch, so repeated layers share kernels.
+//!
+//! *Architecture invariant:* nothing here assumes a CPU or a GPU, or inference.
+
+pub mod buffer;
+pub mod kernel;
+pub mod plan;
+pub mod scalar;
+
+pub use buffer::{Buffer, BufferId, Place};
+pub use kernel::{
+    Anchor, Attention, Contraction, ExpertChoice, InvertIndex, KeySegment, Kernel, KernelId, Map, Operand, OperandMode,
+    Phase, Reduction, ReductionOp, RowReduction, SegmentSum, Tile,
+};
+pub use plan::{Launch, Plan, PlanInput, PlanOutput};
+pub use scalar::{Access, Indirect, ScalarFunction, Size, Step, StepId};

@@ -1,0 +1,315 @@
+//! Kernels: an anchor with scalar functions in its slots.
+//!
+//! Every scalar function is stated over an iteration space whose axes, in order, are named with each anchor. The strides of its
+//! accesses have one entry per axis of that space.
+
+use nucleus_ir::{DType, Float};
+use serde::{Deserialize, Serialize};
+
+use crate::scalar::{ScalarFunction, Size, StepId};
+
+/// A handle to a kernel of one plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct KernelId(pub u32);
+
+/// What a kernel does with an operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum OperandMode {
+    /// Only loads.
+    Read,
+    /// Only stores.
+    Write,
+    /// Loads and stores; each point of the iteration space touches only its own elements.
+    ReadWrite,
+}
+
+/// An operand: a buffer that the launch binds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Operand {
+    /// Its element type.
+    pub dtype: DType,
+    /// What is done with it.
+    pub mode: OperandMode,
+}
+
+/// A distinct kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Kernel {
+    /// The operands, in the order in which a launch binds buffers.
+    pub operands: Vec<Operand>,
+    /// How many size arguments a launch gives.
+    pub size_args: u32,
+    /// What it computes.
+    pub anchor: Anchor,
+}
+
+/// The loop structure of a kernel and the scalar functions in its slots.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Anchor {
+    /// One function at every point.
+    Map(Map),
+    /// Reductions along the last axis, then functions of their results.
+    RowReduction(RowReduction),
+    /// A matrix product.
+    Matmul(Contraction),
+    /// One matrix product per group, all of the same size: the batch axis is the group.
+    GroupedMatmul(Contraction),
+    /// Scaled dot-product attention.
+    Attention(Attention),
+    /// The choice of tokens by experts.
+    ExpertChoice(ExpertChoice),
+    /// The inverse of an index map.
+    InvertIndex(InvertIndex),
+    /// Sums of rows listed by an inverted index map.
+    SegmentSum(SegmentSum),
+}
+
+/// `function` at every point of `space`, in any order.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Map {
+    /// Extents of the axes, outermost first.
+    pub space: Vec<Size>,
+    /// Over the axes of `space`; has stores.
+    pub function: ScalarFunction,
+}
+
+/// For every row, that is, every point of `rows`: the phases in order, then `row` once, then `element` at every point of the row.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RowReduction {
+    /// Extents of the outer axes.
+    pub rows: Vec<Size>,
+    /// Extent of the reduced axis.
+    pub columns: Size,
+    /// Each runs along the row once. Reductions are numbered through all phases; a phase may use the results of earlier ones as
+    /// `Accumulator(j)`.
+    pub phases: Vec<Phase>,
+    /// Over `rows` (the column axis is absent: stride lists have one entry per outer axis): stores of row results. May be empty.
+    pub row: ScalarFunction,
+    /// Over `rows` and the column: stores of element results. May be empty.
+    pub element: ScalarFunction,
+}
+
+/// One pass along a row.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Phase {
+    /// Over the outer axes and the column.
+    pub function: ScalarFunction,
+    /// What is reduced.
+    pub reductions: Vec<Reduction>,
+}
+
+/// A reduction along a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Reduction {
+    /// How values are combined.
+    pub op: ReductionOp,
+    /// The step of the phase's function whose values, of dtype `f32`, are combined.
+    pub value: StepId,
+}
+
+/// How a reduction combines values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ReductionOp {
+    /// The sum, from 0.
+    Sum,
+    /// The largest value, from −∞; NaN if any is.
+    Max,
+}
+
+/// `acc[segment][batch, row, column] = Σ_k a[batch, row, k] · b[batch, k, segment·columns + column]` in `f32`, then the epilogue.
+///
+/// Segments are column groups whose accumulators the epilogue sees at one point, e.g. gate and up halves of SwiGLU.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Contraction {
+    /// Extents of the axes along which both factors vary: groups of a grouped product, leading axes of a batched one. Often empty.
+    pub batch: Vec<Size>,
+    /// Extents of the row axes; several where an epilogue tells images and tokens apart.
+    pub rows: Vec<Size>,
+    /// Columns of one segment.
+    pub columns: Size,
+    /// The number of segments, at least 1.
+    pub segments: u32,
+    /// The contracted extent.
+    pub depth: Size,
+    /// Over batch axes, row axes and k: the left factor, in `dtype`. A gather is an indirect load.
+    pub a: ScalarFunction,
+    /// Over batch axes, k and the column counted through all segments: the right factor, in `dtype`.
+    pub b: ScalarFunction,
+    /// The element type in which factors are multiplied: `f32`, `bf16` or `f16`.
+    pub dtype: DType,
+    /// Over batch axes, row axes and the column: stores.
+    pub epilogue: ScalarFunction,
+    /// The tile from the cost model or a tuning table; `None` before the group pass.
+    pub tile: Option<Tile>,
+}
+
+/// The block of a contraction that one worker (thread or thread block) computes at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Tile {
+    /// Rows.
+    pub rows: u32,
+    /// Columns of one segment.
+    pub columns: u32,
+    /// Contracted elements per step.
+    pub depth: u32,
+}
+
+/// `acc[b, s, h, d] = Σ_l softmax_l(scale · Σ_d q[b, s, h, d] · k[b, l, g, d]) · v[b, l, g, d]` with g = ⌊h · key_heads / heads⌋, over the keys l
+/// of all segments one behind the other, then the epilogue. A query without any unmasked key gives 0.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Attention {
+    /// The batch extent.
+    pub batch: Size,
+    /// Queries per batch item.
+    pub queries: Size,
+    /// Query heads.
+    pub heads: u32,
+    /// Key and value heads; divides `heads`.
+    pub key_heads: u32,
+    /// The head size d.
+    pub head_size: u32,
+    /// Factor on the dot products.
+    pub scale: Float,
+    /// The element type in which products are taken: `f32`, `bf16` or `f16`.
+    pub dtype: DType,
+    /// Over (b, s, h, d), in `dtype`.
+    pub q: ScalarFunction,
+    /// The keys and values.
+    pub segments: Vec<KeySegment>,
+    /// Over (b, s, h, d): stores.
+    pub epilogue: ScalarFunction,
+}
+
+/// Keys and values that lie together.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct KeySegment {
+    /// Keys per batch item.
+    pub length: Size,
+    /// Over (b, l, g, d), in the attention's dtype.
+    pub k: ScalarFunction,
+    /// Over (b, l, g, d), in the attention's dtype.
+    pub v: ScalarFunction,
+    /// Over (b, l), `bool`: false leaves the key out. `None` if all are used.
+    pub mask: Option<ScalarFunction>,
+}
+
+/// Every expert takes its `capacity` tokens of largest affinity; see the op `expert_choice` for ties and order.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ExpertChoice {
+    /// The batch extent.
+    pub batch: Size,
+    /// Tokens per batch item.
+    pub tokens: Size,
+    /// Experts.
+    pub experts: Size,
+    /// Tokens per expert and batch item.
+    pub capacity: Size,
+    /// Over (b, token, expert), `f32`.
+    pub affinity: ScalarFunction,
+    /// The operand that receives `i32[batch, experts, capacity]`, dense.
+    pub slot_token: u32,
+    /// The operand that receives `f32[batch, experts, capacity]`, dense.
+    pub gate: u32,
+}
+
+/// The positions of every target in an index map, in compressed rows; see the op `invert_index`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct InvertIndex {
+    /// The batch extent.
+    pub batch: Size,
+    /// Positions per batch item.
+    pub positions: Size,
+    /// The number of targets.
+    pub targets: Size,
+    /// The operand that holds `i32[batch, positions]`, dense.
+    pub index: u32,
+    /// The operand that receives `i32[batch, targets + 1]`, dense.
+    pub offsets_out: u32,
+    /// The operand that receives `i32[batch, positions]`, dense.
+    pub positions_out: u32,
+}
+
+/// `acc[b, t, r…] = base[b, t, r…] + Σ_p update[b, p, r…]` over the positions p listed for target t, ascending, then the epilogue.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SegmentSum {
+    /// The batch extent.
+    pub batch: Size,
+    /// Targets per batch item.
+    pub targets: Size,
+    /// Extents of the other axes r….
+    pub rest: Vec<Size>,
+    /// The operand that holds `i32[batch, targets + 1]`, dense.
+    pub offsets: u32,
+    /// The operand that holds `i32[batch, positions]`, dense.
+    pub positions: u32,
+    /// Positions per batch item: the row size of `positions`.
+    pub position_count: Size,
+    /// Over (b, t, r…), `f32`: what the sum starts from.
+    pub base: ScalarFunction,
+    /// Over (b, p, r…), `f32`: what is added.
+    pub update: ScalarFunction,
+    /// Over (b, t, r…): stores.
+    pub epilogue: ScalarFunction,
+}
+
+impl Anchor {
+    /// The name of the anchor in printed plans and profiles.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Anchor::Map(_) => "map",
+            Anchor::RowReduction(_) => "row_reduction",
+            Anchor::Matmul(_) => "matmul",
+            Anchor::GroupedMatmul(_) => "grouped_matmul",
+            Anchor::Attention(_) => "attention",
+            Anchor::ExpertChoice(_) => "expert_choice",
+            Anchor::InvertIndex(_) => "invert_index",
+            Anchor::SegmentSum(_) => "segment_sum",
+        }
+    }
+
+    /// The scalar functions in the slots: slot name, number of axes of its iteration space, function.
+    pub fn functions(&self) -> Vec<(String, usize, &ScalarFunction)> {
+        match self {
+            Anchor::Map(map) => vec![("function".to_owned(), map.space.len(), &map.function)],
+            Anchor::RowReduction(reduction) => {
+                let rows = reduction.rows.len();
+                let phases = reduction.phases.iter().enumerate();
+                let mut list: Vec<_> =
+                    phases.map(|(i, phase)| (format!("phase{i}"), rows + 1, &phase.function)).collect();
+                list.push(("row".to_owned(), rows, &reduction.row));
+                list.push(("element".to_owned(), rows + 1, &reduction.element));
+                list
+            }
+            Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => {
+                let (batch, rows) = (c.batch.len(), c.rows.len());
+                vec![
+                    ("a".to_owned(), batch + rows + 1, &c.a),
+                    ("b".to_owned(), batch + 2, &c.b),
+                    ("epilogue".to_owned(), batch + rows + 1, &c.epilogue),
+                ]
+            }
+            Anchor::Attention(attention) => {
+                let mut list = vec![("q".to_owned(), 4, &attention.q)];
+                for (i, segment) in attention.segments.iter().enumerate() {
+                    list.push((format!("k{i}"), 4, &segment.k));
+                    list.push((format!("v{i}"), 4, &segment.v));
+                    if let Some(mask) = &segment.mask {
+                        list.push((format!("mask{i}"), 2, mask));
+                    }
+                }
+                list.push(("epilogue".to_owned(), 4, &attention.epilogue));
+                list
+            }
+            Anchor::ExpertChoice(choice) => vec![("affinity".to_owned(), 3, &choice.affinity)],
+            Anchor::InvertIndex(_) => Vec::new(),
+            Anchor::SegmentSum(sum) => {
+                let axes = 2 + sum.rest.len();
+                vec![
+                    ("base".to_owned(), axes, &sum.base),
+                    ("update".to_owned(), axes, &sum.update),
+                    ("epilogue".to_owned(), axes, &sum.epilogue),
+                ]
+            }
+        }
+    }
+}
