@@ -90,8 +90,8 @@ def require_influence(model: torch.nn.Module, inputs: Tensors, case: Case) -> No
     for name, values in model.named_parameters():
         if name.endswith("norm_added_q.weight"):
             continue  # in the file, but text has no queries
-        if name.endswith("img_mlp.gate.weight") and model.get_submodule(name[: -len(".gate.weight")]).capacity_factor == 0:
-            continue  # one token per expert: the gate of a token that one expert took is route_scale, whatever the logit
+        if name.endswith("gate.weight") and model.get_submodule(name.removesuffix(".gate.weight")).capacity_factor == 0:
+            continue  # one token per expert: a token that one expert took has the gate route_scale, whatever the logit
         slices = values.grad.flatten(1) if ".experts." in name else values.grad.reshape(1, -1)
         if not slices.abs().amax(dim=1).gt(1e-7).all():
             raise ValueError(f"{case.name}: the output does not depend on all of `{name}`")

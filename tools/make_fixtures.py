@@ -2,9 +2,10 @@
 
 Each folder holds
   config.json, diffusion_pytorch_model*.safetensors   the checkpoint, by diffusers' `save_pretrained`
-  inputs.safetensors     hidden_states, timestep, encoder_hidden_states (f32), in some cases encoder_hidden_states_mask (bool)
-  expected.safetensors   sample: the f32 truth (stored weights and inputs, in f32); for bf16 cases also sample_bf16:
-                         diffusers' own bf16 forward of the same inputs, widened to f32
+  inputs.safetensors     hidden_states, timestep, encoder_hidden_states (f32), in some cases
+                         encoder_hidden_states_mask (bool)
+  expected.safetensors   sample: the f32 truth (stored weights and inputs, in f32); for bf16 cases also
+                         sample_bf16: diffusers' own bf16 forward of the same inputs, widened to f32
   case.json              dims (the run-time H and W), dtype (of the run), about
 """
 
@@ -41,7 +42,7 @@ def compare(made: Path, committed: Path) -> list[str]:
     for name in names:
         new, old = made / name, committed / name
         if not new.exists() or not old.exists():
-            differences.append(f"{committed / name}: only in the {'committed' if old.exists() else 'regenerated'} folder")
+            differences.append(f"{old}: {'no longer made' if old.exists() else 'missing'}")
         elif new.read_bytes() == old.read_bytes():
             continue
         elif name != "expected.safetensors":
