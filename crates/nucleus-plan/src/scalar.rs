@@ -45,9 +45,26 @@ pub struct Access {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Indirect {
     /// Where the index, an `i32`, is loaded from; itself direct.
+    #[serde(with = "direct")]
     pub index: Access,
     /// What the index is multiplied by, in elements.
     pub stride: Size,
+}
+
+/// The serialised form of an index access has no room for a further indirection, so that reading hostile input cannot recurse.
+mod direct {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::{Access, Size};
+
+    pub(super) fn serialize<S: Serializer>(access: &Access, serializer: S) -> Result<S::Ok, S::Error> {
+        (access.operand, access.offset, &access.strides).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Access, D::Error> {
+        let (operand, offset, strides) = <(u32, Size, Vec<Size>)>::deserialize(deserializer)?;
+        Ok(Access { operand, offset, strides, indirect: None })
+    }
 }
 
 /// The value of a step, by position in its function.
