@@ -471,8 +471,8 @@ impl TryFrom<Vec<Token>> for Dim {
                         Token::Mul => a.mul(&b),
                         Token::CeilDiv => a.ceil_div(&b),
                         Token::FloorDiv => a.floor_div(&b),
-                        Token::Max => a.max(&b),
-                        _ => a.min(&b),
+                        Token::Max => Dim::max(&a, &b),
+                        _ => Dim::min(&a, &b),
                     };
                     result.map_err(|error| error.to_string())?
                 }
@@ -568,7 +568,7 @@ mod tests {
     #[test]
     fn the_serialised_form_reads_back_and_is_checked() {
         let sum = s().ceil_scale(1.3, 4.0).unwrap().mul(&b()).unwrap().add(&Dim::constant(-7)).unwrap();
-        let dim = sum.max(&s().floor_div(&Dim::constant(3)).unwrap()).unwrap();
+        let dim = Dim::max(&sum, &s().floor_div(&Dim::constant(3)).unwrap()).unwrap();
         assert_eq!(Dim::try_from(Vec::<Token>::from(dim.clone())), Ok(dim));
         let mut nested = vec![Token::Symbol(Symbol::new("B"))];
         for _ in 0..100_000 {
