@@ -1,1 +1,5 @@
 //! The CPU backend: Cranelift for fused loops and epilogues, core::arch micro-kernels for GEMM and attention.
+
+pub mod buffer;
+pub mod kernels;
+pub mod threads;

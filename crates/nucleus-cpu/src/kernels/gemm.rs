@@ -1,0 +1,313 @@
+//! Matrix products, single, batched and grouped: C = A · B with f32 sums.
+//!
+//! Rows of A are first staged side by side (copied, gathered or computed), then jobs of one block of rows × one group
+//! of columns go to the threads. A job walks k in chunks whose part of the panel stays in the first-level cache,
+//! keeps its sums in a small buffer, and hands them to the epilogue when all of k is done. Blocks of rows come
+//! outermost, so that staged rows stay in the second-level cache while B streams past once for each block.
+
+use super::element::{Element, Operand, store_row};
+use super::isa::Isa;
+use super::pack::{PackedLayout, SendPtr};
+use super::partition::{Block, blocks, part, pieces};
+use super::rows::{RowSource, StagedRows};
+use super::simd::{Kernels, TileFn, kernels};
+use crate::threads::{Threads, Worker};
+
+/// A batch of independent products with the same k, n and segments.
+#[derive(Clone, Copy)]
+pub struct Gemm<'a> {
+    /// Instruction set; the right operands are packed for it.
+    pub isa: Isa,
+    /// Type that is multiplied.
+    pub operand: Operand,
+    /// Columns of A, rows of B. 0 gives zeros.
+    pub k: usize,
+    /// Columns of one segment.
+    pub n: usize,
+    /// Groups of n columns whose sums the epilogue sees together, such as the two halves of a gated unit.
+    pub segments: usize,
+    /// Width of the column ranges that the epilogue sees, rounded up to whole panels: a range begins at a multiple of
+    /// it and is cut only by n. 0 leaves the choice to the kernel.
+    pub tile_cols: usize,
+    /// The products. Neighbours that share B also share the work of reading it.
+    pub products: &'a [Product<'a>],
+}
+
+/// One product of a batch.
+#[derive(Clone, Copy)]
+pub struct Product<'a> {
+    /// Rows of A and C.
+    pub rows: usize,
+    /// The left operand, [rows, k].
+    pub a: RowSource<'a>,
+    /// The right operand: one packed [k, n] operand for each segment, one behind the other.
+    pub b: *const u8,
+}
+
+/// Where finished sums go.
+#[derive(Clone, Copy)]
+pub enum Epilogue<'a> {
+    /// C in memory: element [row, segment * n + col] of product p is at `outputs[p] + row * row_stride + …`.
+    Store {
+        /// Element [0, 0] for each product.
+        outputs: &'a [*mut u8],
+        /// Type to round to.
+        element: Element,
+        /// Elements from one row to the next.
+        row_stride: usize,
+    },
+    /// A function of finished tiles, each element of C in exactly one of them, called from the worker threads.
+    Call(&'a (dyn Fn(&Tile) + Sync)),
+}
+
+/// Finished sums of some rows and columns of one product.
+#[derive(Clone, Copy, Debug)]
+pub struct Tile {
+    /// Which product of the batch.
+    pub product: usize,
+    /// First row.
+    pub row: usize,
+    /// Number of rows.
+    pub rows: usize,
+    /// First column within each segment.
+    pub col: usize,
+    /// Number of columns.
+    pub cols: usize,
+    /// Sum [segment 0, row, col]; 64-byte aligned. The epilogue may overwrite the sums.
+    pub acc: *mut f32,
+    /// f32s from one row to the next.
+    pub row_stride: usize,
+    /// f32s from one segment to the next.
+    pub segment_stride: usize,
+}
+
+/// Staged rows of one round, in bytes: large enough that rereading B for the next round costs nothing,
+/// small beside the weights of any model.
+const ROUND_BYTES: usize = 16 << 20;
+/// Part of the second-level cache that staged rows of one job may take.
+const BLOCK_BYTES: usize = 768 << 10;
+/// Part of a panel that shall stay in the first-level cache while all rows of a block pass it.
+const CHUNK_BYTES: usize = 32 << 10;
+const MAX_BLOCK_ROWS: usize = 264;
+/// Rows that one staging job copies or computes.
+const STAGE_ROWS: usize = 16;
+
+const SUMS_SLOT: usize = 1;
+const WIDE_SLOT: usize = 2;
+
+// SAFETY: a `Gemm` and its epilogue are descriptions of memory; `gemm`'s caller vouches for their use on
+// several threads.
+unsafe impl Sync for Gemm<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Epilogue<'_> {}
+
+/// Computes the products. The bits of an element of C depend on its row of A and column of B alone, given the
+/// instruction set.
+///
+/// # Safety
+/// `isa` comes from [`Isa::supported`] or [`Isa::named`]. All rows, indices, packed operands and outputs are valid for
+/// the sizes of the problem, indices are not negative, and outputs are not used by anything else meanwhile.
+///
+/// # Panics
+/// A callback panics, or [`Epilogue::Store`] has fewer outputs than there are products.
+pub unsafe fn gemm(threads: &Threads, problem: &Gemm, epilogue: &Epilogue) {
+    if let Epilogue::Store { outputs, .. } = epilogue {
+        assert!(outputs.len() >= problem.products.len(), "one output for each product");
+    }
+    if problem.n == 0 || problem.segments == 0 {
+        return;
+    }
+    let run = Run::new(problem, epilogue);
+    let mut blocks = run.blocks.as_slice();
+    while let Some(first) = blocks.first() {
+        let row_bytes = 4 * run.staged.stride;
+        let in_round =
+            |block: &&Block| (block.first_row + block.rows() - first.first_row) * row_bytes <= ROUND_BYTES;
+        let count = blocks.iter().take_while(in_round).count().max(1);
+        let (round, rest) = blocks.split_at(count);
+        let rows = round.last().map_or(0, |last| last.first_row + last.rows()) - first.first_row;
+        let lease = threads.lease(rows * row_bytes);
+        let round = Round { run: &run, blocks: round, first, rows, staged: SendPtr(lease.as_ptr().cast()) };
+        threads.parallel_for(rows.div_ceil(STAGE_ROWS), |job, worker| {
+            // SAFETY: the rows of this job are written by it alone; the sources are the caller's promise.
+            unsafe { round.stage(job, worker) };
+        });
+        threads.parallel_for(round.blocks.len() * run.col_groups, |job, worker| {
+            // SAFETY: all rows are staged; operands and outputs are the caller's promise.
+            unsafe { round.multiply(job, worker) };
+        });
+        blocks = rest;
+    }
+}
+
+/// What all jobs of a call share.
+struct Run<'a> {
+    problem: &'a Gemm<'a>,
+    epilogue: &'a Epilogue<'a>,
+    kernels: &'static Kernels,
+    tiles: &'static [TileFn],
+    staged: StagedRows,
+    layout: PackedLayout,
+    blocks: Vec<Block>,
+    group_panels: usize,
+    col_groups: usize,
+    /// Parts of k, the same for every job.
+    chunks: usize,
+}
+
+impl<'a> Run<'a> {
+    fn new(problem: &'a Gemm<'a>, epilogue: &'a Epilogue<'a>) -> Self {
+        let kernels = kernels(problem.isa);
+        let tiles = kernels.tiles(problem.operand).0;
+        let staged = StagedRows::new(kernels, problem.operand, problem.k);
+        let layout = PackedLayout::new(problem.isa, problem.operand, problem.k, problem.n);
+        let block_rows = (BLOCK_BYTES / (4 * staged.stride)).clamp(2 * tiles.len(), MAX_BLOCK_ROWS);
+        let products: Vec<_> = problem.products.iter().map(|product| (product.rows, product.b)).collect();
+        let group_panels = problem.tile_cols.div_ceil(layout.panel_cols).clamp(1, layout.panels);
+        let chunk_words = CHUNK_BYTES / 4 / layout.panel_cols;
+        Self {
+            problem,
+            epilogue,
+            kernels,
+            tiles,
+            staged,
+            layout,
+            blocks: blocks(&products, block_rows, tiles.len()),
+            group_panels,
+            col_groups: layout.panels.div_ceil(group_panels),
+            chunks: staged.steps().div_ceil(chunk_words).max(1),
+        }
+    }
+
+    /// The steps of the packed operand in part `index` of k, and how many steps of staged words each one is.
+    fn chunk(&self, index: usize) -> (std::ops::Range<usize>, usize) {
+        let words_per_step = if self.staged.words == self.problem.operand { 1 } else { 2 };
+        (part(self.layout.steps, self.chunks, index), words_per_step)
+    }
+}
+
+/// Blocks whose rows are staged together.
+struct Round<'a> {
+    run: &'a Run<'a>,
+    blocks: &'a [Block],
+    first: &'a Block,
+    rows: usize,
+    staged: SendPtr<u32>,
+}
+
+impl Round<'_> {
+    unsafe fn stage(&self, job: usize, worker: &mut Worker) {
+        let run = self.run;
+        let products = run.problem.products;
+        let begin = job * STAGE_ROWS;
+        let rows = STAGE_ROWS.min(self.rows - begin);
+        // Find the job's first row by walking from the round's first.
+        let rows_of = |product: usize| products[product].rows;
+        let mut position = (self.first.product, self.first.product_row + begin);
+        while position.1 >= rows_of(position.0) {
+            position = (position.0 + 1, position.1 - rows_of(position.0));
+        }
+        for (product, row, count, offset) in pieces(rows_of, position.0, position.1, rows) {
+            let destination = self.staged.get().wrapping_add((begin + offset) * run.staged.stride);
+            // SAFETY: the rows lie within the round's buffer and the product.
+            unsafe {
+                run.staged.stage(
+                    run.kernels,
+                    &products[product].a,
+                    (product, row, count),
+                    destination,
+                    worker,
+                );
+            }
+        }
+    }
+
+    unsafe fn multiply(&self, job: usize, worker: &mut Worker) {
+        let run = self.run;
+        let (problem, layout) = (run.problem, &run.layout);
+        let block = &self.blocks[job / run.col_groups];
+        let first_panel = job % run.col_groups * run.group_panels;
+        let panels = run.group_panels.min(layout.panels - first_panel);
+        let rows = block.rows();
+        let row_stride = panels * layout.panel_cols;
+        let segment_stride = rows * row_stride;
+        let sums = worker.scratch(SUMS_SLOT, 4 * segment_stride * problem.segments).cast::<f32>();
+        let a = self.staged.get().wrapping_add((block.first_row - self.first.first_row) * run.staged.stride);
+        let b = problem.products[block.product].b.cast::<u32>();
+        for chunk in 0..run.chunks {
+            for segment in 0..problem.segments {
+                for panel in 0..panels {
+                    let panel_words = (segment * layout.panels + first_panel + panel) * layout.panel_words();
+                    let sums = sums.wrapping_add(segment * segment_stride + panel * layout.panel_cols);
+                    // SAFETY: the panel is within the packed operand, the sums within the scratch.
+                    unsafe { self.chunk(chunk, block, a, b.add(panel_words), sums, row_stride, worker) };
+                }
+            }
+        }
+        let col = first_panel * layout.panel_cols;
+        let cols = row_stride.min(problem.n - col);
+        let rows_of = |product: usize| problem.products[product].rows;
+        for (product, row, rows, offset) in pieces(rows_of, block.product, block.product_row, rows) {
+            let acc = sums.wrapping_add(offset * row_stride);
+            // SAFETY: the tile lies within the sums; its outputs belong to this job.
+            unsafe { self.finish(&Tile { product, row, rows, col, cols, acc, row_stride, segment_stride }) };
+        }
+    }
+
+    /// Adds one part of k of one panel to the sums of all rows of a block.
+    #[expect(clippy::too_many_arguments, reason = "the three operands of one product and their place")]
+    unsafe fn chunk(
+        &self,
+        index: usize,
+        block: &Block,
+        a: *const u32,
+        panel: *const u32,
+        sums: *mut f32,
+        row_stride: usize,
+        worker: &mut Worker,
+    ) {
+        let run = self.run;
+        let cols = run.layout.panel_cols;
+        let (range, words_per_step) = run.chunk(index);
+        // SAFETY: the chunk lies within the panel, and strips within the staged rows and the sums. An odd k leaves
+        // half a step, so that the widened words may be one more than the staged ones.
+        unsafe {
+            let mut b = panel.add(range.start * cols);
+            if words_per_step == 2 {
+                let wide = worker.scratch(WIDE_SLOT, 8 * range.len() * cols);
+                (run.kernels.widen)(b, range.len() * cols, wide.cast());
+                b = wide.cast();
+            }
+            let begin = range.start * words_per_step;
+            let steps = (range.end * words_per_step).min(run.staged.steps()) - begin;
+            let mut a = a.add(begin);
+            let mut sums = sums;
+            for &rows in &block.strips {
+                run.tiles[rows - 1](steps, a, run.staged.stride, b, sums, row_stride, index > 0);
+                a = a.wrapping_add(rows * run.staged.stride);
+                sums = sums.wrapping_add(rows * row_stride);
+            }
+        }
+    }
+
+    unsafe fn finish(&self, tile: &Tile) {
+        match *self.run.epilogue {
+            Epilogue::Call(call) => call(tile),
+            Epilogue::Store { outputs, element, row_stride } => {
+                for segment in 0..self.run.problem.segments {
+                    for row in 0..tile.rows {
+                        let source =
+                            tile.acc.wrapping_add(segment * tile.segment_stride + row * tile.row_stride);
+                        let at = (tile.row + row) * row_stride + segment * self.run.problem.n + tile.col;
+                        let to = outputs[tile.product].wrapping_add(at * element.size());
+                        // SAFETY: the columns lie within the tile and the product's output.
+                        unsafe { store_row(source, tile.cols, to, element) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

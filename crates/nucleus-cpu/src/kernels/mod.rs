@@ -1,0 +1,28 @@
+//! Hand-tuned machine kernels: matrix products, attention, expert choice.
+//!
+//! They know pointers, sizes and strides, and nothing of the graph or the Plan. Every kernel gives the same bits
+//! whatever the number of threads: no sum is split over threads, and the order of a sum does not depend on how
+//! rows are grouped into tiles.
+
+mod attention;
+mod element;
+mod error;
+mod expert_choice;
+mod gemm;
+mod invert_index;
+mod isa;
+mod pack;
+mod partition;
+mod rows;
+mod simd;
+
+pub use attention::{Attention, AttentionOutput, AttentionTile, HeadView, KeyMask, KeySegment, attention};
+pub use element::{Element, Operand, bf16_from_f32, f32_from_bf16, load_f32, store_f32};
+pub use error::KernelError;
+pub use expert_choice::{ExpertChoice, expert_choice};
+pub use gemm::{Epilogue, Gemm, Product, Tile, gemm};
+pub use invert_index::{InvertIndex, invert_index};
+pub use isa::{Isa, IsaError};
+pub use pack::{Matrix, PackedLayout, pack_b, packed_bytes};
+pub use rows::{RowBlock, RowSource};
+pub use simd::peak;

@@ -1,0 +1,159 @@
+//! Vector code: one small trait over the machine's registers, the loops written against it, and a table of the
+//! loops compiled for each instruction set.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+mod softmax;
+mod tile;
+
+use super::element::Operand;
+use super::isa::Isa;
+pub(super) use softmax::SoftmaxBlock;
+
+/// A register of f32 lanes. Every function must be inlined into one compiled for the instruction set, which is
+/// what makes them unsafe to call elsewhere.
+trait Simd: Copy {
+    type V: Copy;
+    const LANES: usize;
+
+    unsafe fn splat(value: f32) -> Self::V;
+    /// No alignment is assumed here or in `store`.
+    unsafe fn load(source: *const f32) -> Self::V;
+    unsafe fn store(destination: *mut f32, value: Self::V);
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, with one rounding where the machine can.
+    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger; `b` if either is NaN.
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// To the nearest integer, ties to even; only for |a| < 2^22.
+    unsafe fn round(a: Self::V) -> Self::V;
+    /// `a * 2^n` for integral n in -160..=128 and a in 0.5..2; underflow may give zero.
+    unsafe fn scale_by_power(a: Self::V, n: Self::V) -> Self::V;
+}
+
+/// `c[r][j] (+)= Σ_s a[r][s] · b[s][j]` over `steps` words for a fixed number of rows and one panel of columns.
+///
+/// A word is one f32, or a pair of bf16 with the lower k in the lower half. Arguments: steps, a, words between rows
+/// of a, b (steps × panel columns words), c, f32s between rows of c, whether to add to c.
+pub(super) type TileFn = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, usize, bool);
+
+/// The loops of one instruction set.
+pub(super) struct Kernels {
+    /// Columns of a panel of B.
+    pub(super) panel_cols: usize,
+    /// Tile kernels for 1, 2, … rows over f32 words.
+    pub(super) f32_tiles: &'static [TileFn],
+    /// Tile kernels over bf16 pairs, where the machine multiplies them directly.
+    pub(super) bf16_tiles: Option<&'static [TileFn]>,
+    /// Turns `words` bf16 pairs, grouped by panel row, into twice as many panel rows of f32.
+    pub(super) widen: unsafe fn(*const u32, usize, *mut f32),
+    /// One block of keys of the online softmax.
+    pub(super) softmax: unsafe fn(&SoftmaxBlock),
+    /// Row conversions: source, elements, destination.
+    pub(super) f32_to_bf16: unsafe fn(*const f32, usize, *mut u16),
+    pub(super) bf16_to_f32: unsafe fn(*const u16, usize, *mut f32),
+    /// Independent multiply-adds in registers, `iterations` times; returns the number of floating-point operations.
+    peak_f32: unsafe fn(usize) -> usize,
+    peak_bf16: Option<unsafe fn(usize) -> usize>,
+}
+
+impl Kernels {
+    /// The tile kernels that multiply `operand`, and what one of their words holds.
+    pub(super) fn tiles(&self, operand: Operand) -> (&'static [TileFn], Operand) {
+        match (operand, self.bf16_tiles) {
+            (Operand::Bf16, Some(tiles)) => (tiles, Operand::Bf16),
+            (Operand::Bf16, None) | (Operand::F32, _) => (self.f32_tiles, Operand::F32),
+        }
+    }
+}
+
+/// The table of `isa`. The functions in it may be called only if the machine has `isa`, which is why a value of
+/// [`Isa`] is made from [`Isa::supported`] or [`Isa::named`]; one written by hand for another machine panics here.
+pub(super) fn kernels(isa: Isa) -> &'static Kernels {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 => &avx512::WITH_BF16,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => &avx512::KERNELS,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => &avx2::KERNELS,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => &neon::KERNELS,
+        // The portable loops are right on every machine, so an instruction set of another architecture
+        // needs no failure path.
+        _ => &portable::KERNELS,
+    }
+}
+
+/// Runs multiply-adds that touch no memory, as a measure of what one thread of this machine can do in f32 (or, for
+/// bf16 operands, with the instruction that its kernels use for them). Returns the floating-point operations done.
+#[must_use]
+pub fn peak(isa: Isa, operand: Operand, iterations: usize) -> usize {
+    let table = kernels(isa);
+    let run = match operand {
+        Operand::F32 => table.peak_f32,
+        Operand::Bf16 => table.peak_bf16.unwrap_or(table.peak_f32),
+    };
+    // SAFETY: the function only computes in registers, and `isa` is one that this machine has.
+    unsafe { run(iterations) }
+}
+
+/// The table of one instruction set: the generic loops instantiated in functions compiled for its features.
+macro_rules! kernel_table {
+    ($name:ident, $simd:ty, $features:literal, rows: [$($rows:literal)*], $bf16:expr, $peak_bf16:expr) => {
+        pub(super) static $name: $crate::kernels::simd::Kernels = {
+            use $crate::kernels::simd::{Simd, SoftmaxBlock, softmax, tile};
+
+            #[target_feature(enable = $features)]
+            unsafe fn f32_tile<const ROWS: usize>(
+                steps: usize, a: *const u32, a_stride: usize, b: *const u32, c: *mut f32, c_stride: usize, add: bool,
+            ) {
+                // SAFETY: passed on; this function is compiled for the features that the trait needs.
+                unsafe { tile::multiply::<$simd, ROWS>(steps, a, a_stride, b, c, c_stride, add) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn widen(source: *const u32, words: usize, destination: *mut f32) {
+                // SAFETY: passed on.
+                unsafe { tile::widen::<{ 2 * <$simd as Simd>::LANES }>(source, words, destination) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn softmax_block(block: &SoftmaxBlock) {
+                // SAFETY: passed on.
+                unsafe { softmax::rows::<$simd>(block) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn f32_to_bf16(source: *const f32, count: usize, destination: *mut u16) {
+                // SAFETY: passed on.
+                unsafe { tile::f32_to_bf16(source, count, destination) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn bf16_to_f32(source: *const u16, count: usize, destination: *mut f32) {
+                // SAFETY: passed on.
+                unsafe { tile::bf16_to_f32(source, count, destination) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn peak_f32(iterations: usize) -> usize {
+                // SAFETY: passed on.
+                unsafe { tile::peak::<$simd>(iterations) }
+            }
+            $crate::kernels::simd::Kernels {
+                panel_cols: 2 * <$simd as Simd>::LANES,
+                f32_tiles: &[$(f32_tile::<$rows>),*],
+                bf16_tiles: $bf16,
+                widen,
+                softmax: softmax_block,
+                f32_to_bf16,
+                bf16_to_f32,
+                peak_f32,
+                peak_bf16: $peak_bf16,
+            }
+        };
+    };
+}
+use kernel_table;

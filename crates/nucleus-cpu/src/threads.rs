@@ -1,0 +1,223 @@
+//! A fixed set of worker threads that hand out numbered jobs, and the scratch memory those jobs use.
+//!
+//! Jobs are taken from an atomic counter, so the assignment of jobs to threads changes from run to run.
+//! Results must not: each job writes output that no other job touches, and computes it from its number alone.
+
+use std::cell::Cell;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::buffer::AlignedBuffer;
+
+/// Worker threads of a fixed number, with memory that is kept between calls.
+#[derive(Debug)]
+pub struct Threads {
+    pool: rayon::ThreadPool,
+    count: usize,
+    idle: Mutex<Vec<AlignedBuffer>>,
+}
+
+/// The threads could not be started.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start {count} worker threads: {source}; ask for fewer")]
+pub struct ThreadsError {
+    count: usize,
+    source: rayon::ThreadPoolBuildError,
+}
+
+/// The largest number of worker threads that [`Threads::new`] accepts without clamping.
+pub const MAX_THREADS: usize = 1024;
+
+impl Threads {
+    /// Starts `count` threads; 0 means one per CPU that this process may use. More than [`MAX_THREADS`] is
+    /// taken as [`MAX_THREADS`].
+    ///
+    /// # Errors
+    /// The operating system refuses to start them.
+    pub fn new(count: usize) -> Result<Self, ThreadsError> {
+        let count = match count {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            count => count,
+        }
+        .min(MAX_THREADS);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(count)
+            .thread_name(|index| format!("nucleus-{index}"))
+            .build()
+            .map_err(|source| ThreadsError { count, source })?;
+        Ok(Self { pool, count, idle: Mutex::new(Vec::new()) })
+    }
+
+    /// The number of worker threads.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Runs `body` on one of the workers. Calls of [`Threads::parallel_for`] inside it avoid the hand-over from a
+    /// thread outside the pool, which matters for a long sequence of short kernels.
+    pub fn install<R: Send>(&self, body: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(body)
+    }
+
+    /// Calls `body(job, worker)` once for every `job` in `0..jobs` and returns when all have finished.
+    ///
+    /// Jobs start in ascending order. `body` must write only what belongs to `job`. A panic in a job reaches
+    /// the caller after the other workers have stopped.
+    pub fn parallel_for(&self, jobs: usize, body: impl Fn(usize, &mut Worker) + Sync) {
+        if jobs <= 1 || self.count == 1 {
+            return Worker::enter(|worker| (0..jobs).for_each(|job| body(job, worker)));
+        }
+        let next = AtomicUsize::new(0);
+        self.pool.broadcast(|context| {
+            if context.index() >= jobs {
+                return;
+            }
+            Worker::enter(|worker| {
+                loop {
+                    let job = next.fetch_add(1, Ordering::Relaxed);
+                    if job >= jobs {
+                        break;
+                    }
+                    body(job, worker);
+                }
+            });
+        });
+    }
+
+    /// Lends a buffer of at least `bytes` bytes that all workers of a call may share; it goes back when dropped.
+    /// Its contents are whatever the last user left.
+    #[must_use]
+    pub fn lease(&self, bytes: usize) -> Lease<'_> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        // The smallest that is large enough, else the largest, which then grows.
+        let choice = idle
+            .iter()
+            .enumerate()
+            .min_by_key(|(_, buffer)| (buffer.len() < bytes, buffer.len().abs_diff(bytes)))
+            .map(|(position, _)| position);
+        let mut buffer = choice.map_or_else(AlignedBuffer::default, |position| idle.swap_remove(position));
+        drop(idle);
+        buffer.reserve(bytes);
+        Lease { buffer, owner: self }
+    }
+}
+
+/// A buffer on loan from [`Threads::lease`].
+#[derive(Debug)]
+pub struct Lease<'a> {
+    buffer: AlignedBuffer,
+    owner: &'a Threads,
+}
+
+impl Deref for Lease<'_> {
+    type Target = AlignedBuffer;
+
+    fn deref(&self) -> &AlignedBuffer {
+        &self.buffer
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        let buffer = std::mem::take(&mut self.buffer);
+        self.owner.idle.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+    }
+}
+
+/// What a job may use besides its own output: memory of the thread that runs it.
+#[derive(Debug, Default)]
+pub struct Worker {
+    buffers: Vec<AlignedBuffer>,
+}
+
+thread_local! {
+    static WORKER: Cell<Worker> = const { Cell::new(Worker { buffers: Vec::new() }) };
+}
+
+impl Worker {
+    /// Runs `body` with this thread's memory. A nested call gets fresh memory instead of its caller's.
+    fn enter<R>(body: impl FnOnce(&mut Worker) -> R) -> R {
+        let mut worker = WORKER.take();
+        let result = body(&mut worker);
+        WORKER.set(worker);
+        result
+    }
+
+    /// A 64-byte aligned buffer of at least `bytes` bytes, one for each `slot`; it keeps its address and contents
+    /// until a later call for the same slot asks for more.
+    pub fn scratch(&mut self, slot: usize, bytes: usize) -> *mut u8 {
+        if self.buffers.len() <= slot {
+            self.buffers.resize_with(slot + 1, AlignedBuffer::default);
+        }
+        let buffer = &mut self.buffers[slot];
+        buffer.reserve(bytes);
+        buffer.as_ptr()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_job_runs_once_whatever_the_thread_count() {
+        for count in [1, 2, 4] {
+            let threads = Threads::new(count).unwrap();
+            for jobs in [0, 1, 2, 3, 1000] {
+                let runs: Vec<AtomicUsize> = (0..jobs).map(|_| AtomicUsize::new(0)).collect();
+                threads.parallel_for(jobs, |job, _| {
+                    runs[job].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(
+                    runs.iter().all(|run| run.load(Ordering::Relaxed) == 1),
+                    "{count} threads, {jobs} jobs"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn nested_loops_get_separate_scratch() {
+        let threads = Threads::new(2).unwrap();
+        let total = AtomicUsize::new(0);
+        threads.parallel_for(4, |job, worker| {
+            let outer = worker.scratch(0, 8).cast::<usize>();
+            // SAFETY: the buffer has 8 bytes and belongs to this job alone.
+            unsafe { outer.write(job + 1) };
+            threads.parallel_for(1, |_, inner| {
+                // SAFETY: as above, for the nested worker's own buffer.
+                unsafe { inner.scratch(0, 8).cast::<usize>().write(100) };
+            });
+            // SAFETY: written above.
+            total.fetch_add(unsafe { outer.read() }, Ordering::Relaxed);
+        });
+        assert_eq!(total.into_inner(), 1 + 2 + 3 + 4);
+    }
+
+    #[test]
+    fn a_leased_buffer_is_reused_and_two_leases_are_distinct() {
+        let threads = Threads::new(1).unwrap();
+        let first = threads.lease(1000);
+        let second = threads.lease(1000);
+        assert_ne!(first.as_ptr(), second.as_ptr());
+        let address = first.as_ptr();
+        drop(first);
+        assert_eq!(threads.lease(500).as_ptr(), address);
+    }
+
+    #[test]
+    fn a_panic_in_a_job_reaches_the_caller_and_leaves_the_threads_usable() {
+        let threads = Threads::new(2).unwrap();
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            threads.parallel_for(10, |job, _| assert_ne!(job, 7));
+        }));
+        assert!(outcome.is_err());
+        let ran = AtomicUsize::new(0);
+        threads.parallel_for(10, |_, _| {
+            ran.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(ran.into_inner(), 10);
+    }
+}
