@@ -10,6 +10,7 @@ pub mod float;
 pub mod graph;
 pub mod graph_printer;
 pub mod infer;
+pub mod lexer;
 pub mod ops;
 pub mod parser;
 pub mod scalar;
