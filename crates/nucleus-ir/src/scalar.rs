@@ -62,6 +62,68 @@ pub enum ScalarOp {
 }
 
 impl ScalarOp {
+    /// Every operation but the casts.
+    pub const ALL: [ScalarOp; 23] = [
+        ScalarOp::Neg,
+        ScalarOp::Abs,
+        ScalarOp::Exp,
+        ScalarOp::Log,
+        ScalarOp::Sqrt,
+        ScalarOp::Rsqrt,
+        ScalarOp::Tanh,
+        ScalarOp::Sigmoid,
+        ScalarOp::Sin,
+        ScalarOp::Cos,
+        ScalarOp::Add,
+        ScalarOp::Sub,
+        ScalarOp::Mul,
+        ScalarOp::Div,
+        ScalarOp::Max,
+        ScalarOp::Min,
+        ScalarOp::Less,
+        ScalarOp::LessEqual,
+        ScalarOp::Equal,
+        ScalarOp::And,
+        ScalarOp::Or,
+        ScalarOp::Not,
+        ScalarOp::Select,
+    ];
+
+    /// The name of the op of the table that applies this operation to every element.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ScalarOp::Neg => "neg",
+            ScalarOp::Abs => "abs",
+            ScalarOp::Exp => "exp",
+            ScalarOp::Log => "log",
+            ScalarOp::Sqrt => "sqrt",
+            ScalarOp::Rsqrt => "rsqrt",
+            ScalarOp::Tanh => "tanh",
+            ScalarOp::Sigmoid => "sigmoid",
+            ScalarOp::Sin => "sin",
+            ScalarOp::Cos => "cos",
+            ScalarOp::Add => "add",
+            ScalarOp::Sub => "sub",
+            ScalarOp::Mul => "mul",
+            ScalarOp::Div => "div",
+            ScalarOp::Max => "max",
+            ScalarOp::Min => "min",
+            ScalarOp::Less => "less",
+            ScalarOp::LessEqual => "less_equal",
+            ScalarOp::Equal => "equal",
+            ScalarOp::And => "and",
+            ScalarOp::Or => "or",
+            ScalarOp::Not => "not",
+            ScalarOp::Select => "select",
+            ScalarOp::Cast(_) => "cast",
+        }
+    }
+
+    /// The operation of that name; casts carry a dtype and are not found by name.
+    pub fn from_name(name: &str) -> Option<ScalarOp> {
+        ScalarOp::ALL.into_iter().find(|op| op.name() == name)
+    }
+
     /// How many operands it takes.
     pub const fn arity(self) -> usize {
         match self {

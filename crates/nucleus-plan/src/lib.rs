@@ -11,6 +11,7 @@ pub mod buffer;
 pub mod kernel;
 pub mod plan;
 pub mod scalar;
+pub mod text;
 
 pub use buffer::{Buffer, BufferId, Place};
 pub use kernel::{
