@@ -1,1 +1,10 @@
 //! The passes from a verified graph to a Plan, one file per pass.
+
+pub mod error;
+pub mod precision;
+pub mod rewrite;
+pub mod route;
+pub mod simplify;
+pub mod stage;
+
+pub use error::PassError;

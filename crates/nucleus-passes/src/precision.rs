@@ -1,0 +1,170 @@
+//! Precision: which values are held and multiplied in the compute dtype.
+//!
+//! With `bf16` or `f16`
+//! - every float weight is *stored* in the compute dtype;
+//! - products (`matmul`, `grouped_matmul`, `attention`) take their operands in it and accumulate in `f32`, as their type rules say;
+//! - everything else, that is, norms, softmax, tables of angles, gates, residuals, computes in `f32`: a weight that is not a product's
+//!   operand is cast up where it is used;
+//! - products that decide routing (those on the way to `expert_choice`) run in `f32` on weights cast up: they are small, and a
+//!   rounded logit sends a token to another expert.
+//!
+//! Inputs and outputs keep their types. A cast that a product wants moves up through reshapes, transposes, broadcasts,
+//! concatenations and gathers, which gives the same bits and lets the producer store the narrow type: keys and values cached per
+//! prompt are cached in it. Slices of weights are moved through as well, other slices are not: a part may be all that is wanted.
+//! There is one cast per value and dtype.
+
+use nucleus_ir::graph::{NodeData, Value, ValueDef};
+use nucleus_ir::{DType, Graph, Op};
+
+use crate::error::PassError;
+use crate::rewrite::{Rebuild, eliminate_dead_code};
+use crate::stage::assign_rates;
+
+const PASS: &str = "precision";
+
+/// Inserts the casts for `compute`. With `f32` the graph stays as it is.
+///
+/// # Errors
+///
+/// [`PassError::ComputeType`] if `compute` is not a float.
+pub fn precision(graph: &Graph, compute: DType) -> Result<Graph, PassError> {
+    if !compute.is_float() {
+        return Err(PassError::ComputeType(compute));
+    }
+    if compute == DType::F32 {
+        return Ok(graph.clone());
+    }
+    let lowered = lower(graph, compute)?;
+    let mut lowered = eliminate_dead_code(PASS, &lowered)?;
+    if graph.values().any(|(_, data)| data.rate.is_some()) {
+        assign_rates(&mut lowered);
+    }
+    Ok(lowered)
+}
+
+fn lower(graph: &Graph, compute: DType) -> Result<Graph, PassError> {
+    let demand = Demand::new(graph);
+    let mut rebuild = Rebuild::with_weights(PASS, graph, |weight| {
+        if weight.ty.dtype.is_float() { weight.ty.with_dtype(compute) } else { weight.ty.clone() }
+    });
+    // The narrow form of every value that a product wants narrow.
+    let mut narrow: Vec<Option<Value>> = vec![None; graph.value_count()];
+    for (value, data) in graph.values() {
+        let stored = match data.def {
+            ValueDef::Weight(_) => rebuild.value(value)?,
+            ValueDef::Input(_) if demand.narrow[value.index()] => {
+                let input = rebuild.value(value)?;
+                rebuild.add(Op::Cast { to: compute }, &[input], &None)?
+            }
+            ValueDef::Input(_) | ValueDef::Result { .. } => continue,
+        };
+        narrow[value.index()] = Some(stored);
+        if matches!(data.def, ValueDef::Weight(_)) && rebuild.graph().ty(stored).dtype != data.ty.dtype {
+            let wide = rebuild.add(Op::Cast { to: data.ty.dtype }, &[stored], &None)?;
+            rebuild.set(value, wide);
+        }
+    }
+    for (node, data) in graph.nodes() {
+        if demand.product[node.index()] {
+            let operands = product_operands(&rebuild, &narrow, graph, data)?;
+            let product = rebuild.add_node(data.op.clone(), &operands, &data.scope)?;
+            rebuild.set_results(data, product);
+        } else {
+            rebuild.copy(data)?;
+        }
+        for result in &data.results {
+            if !demand.narrow[result.index()] {
+                continue;
+            }
+            let value = if moves_cast(graph, &demand.stored, data) {
+                let operands = product_operands(&rebuild, &narrow, graph, data)?;
+                rebuild.add(data.op.clone(), &operands, &data.scope)?
+            } else {
+                let wide = rebuild.value(*result)?;
+                rebuild.add(Op::Cast { to: compute }, &[wide], &data.scope)?
+            };
+            narrow[result.index()] = Some(value);
+        }
+    }
+    rebuild.finish()
+}
+
+/// The operands of a node in the new graph, `f32` ones in their narrow form where there is one.
+fn product_operands(
+    rebuild: &Rebuild<'_>,
+    narrow: &[Option<Value>],
+    graph: &Graph,
+    node: &NodeData,
+) -> Result<Vec<Value>, PassError> {
+    let operand = |operand: &Value| match narrow[operand.index()] {
+        Some(narrow) if graph.ty(*operand).dtype == DType::F32 => Ok(narrow),
+        _ => rebuild.value(*operand),
+    };
+    node.operands.iter().map(operand).collect()
+}
+
+/// True for ops that only move data, so that a cast of the result is a cast of the operands.
+fn moves_cast(graph: &Graph, stored: &[bool], node: &NodeData) -> bool {
+    match node.op {
+        Op::Reshape { .. } | Op::Transpose { .. } | Op::Broadcast { .. } | Op::Concat { .. } | Op::Gather => {
+            graph.ty(node.results[0]).dtype == DType::F32
+        }
+        Op::Slice { .. } => stored[node.operands[0].index()],
+        _ => false,
+    }
+}
+
+/// What is wanted of the source graph.
+struct Demand {
+    /// For every node, whether it is a product in the compute dtype.
+    product: Vec<bool>,
+    /// For every value, whether it is wanted in the compute dtype.
+    narrow: Vec<bool>,
+    /// For every value, whether it is a weight or a view of one.
+    stored: Vec<bool>,
+}
+
+impl Demand {
+    fn new(graph: &Graph) -> Demand {
+        let mut stored = vec![false; graph.value_count()];
+        for (value, data) in graph.values() {
+            stored[value.index()] = matches!(data.def, ValueDef::Weight(_)) && data.ty.dtype == DType::F32;
+        }
+        for (_, data) in graph.nodes() {
+            if let Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } = data.op {
+                stored[data.results[0].index()] = stored[data.operands[0].index()];
+            }
+        }
+
+        let mut product = vec![false; graph.node_count()];
+        let mut narrow = vec![false; graph.value_count()];
+        // Values that routing follows from, with no product in between.
+        let mut routing = vec![false; graph.value_count()];
+        for (node, data) in graph.nodes().rev() {
+            let routes = data.results.iter().any(|result| routing[result.index()]);
+            match data.op {
+                Op::Matmul { .. } | Op::GroupedMatmul { .. } | Op::Attention { .. } => {
+                    product[node.index()] = !routes;
+                    for operand in &data.operands {
+                        narrow[operand.index()] |= !routes && graph.ty(*operand).dtype == DType::F32;
+                    }
+                }
+                _ => {
+                    if routes || matches!(data.op, Op::ExpertChoice { .. }) {
+                        for operand in &data.operands {
+                            routing[operand.index()] = true;
+                        }
+                    }
+                    if data.results.iter().any(|result| narrow[result.index()])
+                        && moves_cast(graph, &stored, data)
+                    {
+                        for operand in &data.operands {
+                            narrow[operand.index()] |= graph.ty(*operand).dtype == DType::F32;
+                        }
+                    }
+                }
+            }
+        }
+        Demand { product, narrow, stored }
+    }
+}
