@@ -88,6 +88,7 @@ const ROUND_BYTES: usize = 16 << 20;
 const BLOCK_BYTES: usize = 768 << 10;
 /// Part of a panel that shall stay in the first-level cache while all rows of a block pass it.
 const CHUNK_BYTES: usize = 32 << 10;
+const GROUP_COLS: usize = 128;
 const MAX_BLOCK_ROWS: usize = 264;
 /// Rows that one staging job copies or computes.
 const STAGE_ROWS: usize = 16;
@@ -161,9 +162,10 @@ impl<'a> Run<'a> {
         let tiles = kernels.tiles(problem.operand).0;
         let staged = StagedRows::new(kernels, problem.operand, problem.k);
         let layout = PackedLayout::new(problem.isa, problem.operand, problem.k, problem.n);
-        let block_rows = (BLOCK_BYTES / (4 * staged.stride)).clamp(2 * tiles.len(), MAX_BLOCK_ROWS);
+        let block_rows = MAX_BLOCK_ROWS;
         let products: Vec<_> = problem.products.iter().map(|product| (product.rows, product.b)).collect();
-        let group_panels = problem.tile_cols.div_ceil(layout.panel_cols).clamp(1, layout.panels);
+        let wish = if problem.tile_cols == 0 { GROUP_COLS / problem.segments } else { problem.tile_cols };
+        let group_panels = wish.div_ceil(layout.panel_cols).clamp(1, layout.panels);
         let chunk_words = CHUNK_BYTES / 4 / layout.panel_cols;
         Self {
             problem,
