@@ -1,0 +1,52 @@
+//! Scaled dot-product attention.
+
+use crate::real::Real;
+
+/// `softmax(scale · q kᵀ) v` per head for q [B, S, A, d] and k, v [B, L, G, d]; query head h uses key head ⌊h·G/A⌋. Keys whose mask
+/// [B, L] is false are left out; a query without any key gives zeros. Not causal.
+pub(crate) fn attention<F: Real>(
+    (q, q_shape): (&[F], &[usize]),
+    (k, k_shape): (&[F], &[usize]),
+    v: &[F],
+    mask: Option<&[bool]>,
+    scale: F,
+) -> Vec<F> {
+    let [batch, queries, heads, size] = [q_shape[0], q_shape[1], q_shape[2], q_shape[3]];
+    let [keys, key_heads] = [k_shape[1], k_shape[2]];
+    let mut result = Vec::with_capacity(q.len());
+    for b in 0..batch {
+        let visible: Vec<usize> = (0..keys).filter(|l| mask.is_none_or(|mask| mask[b * keys + l])).collect();
+        for s in 0..queries {
+            for h in 0..heads {
+                let query = row(q, ((b * queries + s) * heads) + h, size);
+                let key_row = |l: usize| (b * keys + l) * key_heads + h * key_heads / heads;
+                let scores: Vec<F> =
+                    visible.iter().map(|l| scale * dot(query, row(k, key_row(*l), size))).collect();
+                let start = result.len();
+                result.resize(start + size, F::ZERO);
+                for (l, weight) in visible.iter().zip(softmax(&scores)) {
+                    for (sum, v) in result[start..].iter_mut().zip(row(v, key_row(*l), size)) {
+                        *sum += weight * *v;
+                    }
+                }
+            }
+        }
+    }
+    result
+}
+
+fn row<F>(x: &[F], index: usize, size: usize) -> &[F] {
+    &x[index * size..(index + 1) * size]
+}
+
+fn dot<F: Real>(x: &[F], y: &[F]) -> F {
+    x.iter().zip(y).fold(F::ZERO, |sum, (x, y)| sum + *x * *y)
+}
+
+/// `e^(xᵢ − max x) / Σⱼ e^(xⱼ − max x)`: shifting by the maximum changes no quotient and keeps every power at most 1.
+fn softmax<F: Real>(x: &[F]) -> Vec<F> {
+    let max = x.iter().fold(F::NEG_INFINITY, |max, x| Real::max(max, *x));
+    let powers: Vec<F> = x.iter().map(|x| (*x - max).exp()).collect();
+    let sum = powers.iter().fold(F::ZERO, |sum, power| sum + *power);
+    powers.into_iter().map(|power| power / sum).collect()
+}
