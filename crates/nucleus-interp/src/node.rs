@@ -13,7 +13,7 @@ use crate::{attention, creation, elementwise, indexing, matmul, movement, reduct
 ///
 /// # Errors
 ///
-/// Operands that [`infer`] rejects, sizes without a value, indices outside their axis, and results larger than the memory limit.
+/// Operands that [`infer`](nucleus_ir::infer()) rejects, sizes without a value, indices outside their axis, and results larger than the memory limit.
 pub fn evaluate_node<F: Real>(
     op: &Op,
     dims: &Bindings,
@@ -91,7 +91,7 @@ fn follows_indices(op: &Op) -> bool {
     matches!(op, Op::Gather | Op::ScatterAdd | Op::SegmentSum | Op::InvertIndex { .. })
 }
 
-/// The results of an op whose operands [`infer`] accepts; `shapes` are those of the results.
+/// The results of an op whose operands `infer` accepts; `shapes` are those of the results.
 fn apply<F: Real>(
     op: &Op,
     operands: &[&Tensor<F>],
