@@ -19,6 +19,8 @@ use crate::float::Float;
 pub const MAX_TERMS: usize = 64;
 /// The deepest nesting of opaque functions in one dim.
 pub const MAX_DEPTH: usize = 16;
+/// The most terms and atoms in one dim, those inside opaque functions included.
+pub const MAX_COMPLEXITY: usize = 1024;
 
 /// The name of a run-time size.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -49,7 +51,7 @@ pub enum DimError {
     #[error("a size exceeds 2^63")]
     Overflow,
     /// The normal form has too many terms or is nested too deeply.
-    #[error("a size expression has more than {MAX_TERMS} terms or is nested more than {MAX_DEPTH} deep")]
+    #[error("a size expression has more than {MAX_TERMS} terms, is nested more than {MAX_DEPTH} deep, or is too large")]
     TooComplex,
     /// Division by zero.
     #[error("a size is divided by zero")]
@@ -133,7 +135,20 @@ impl Dim {
         if terms.len() > MAX_TERMS || terms.iter().any(|(monomial, _)| monomial.len() > MAX_TERMS) {
             return Err(DimError::TooComplex);
         }
-        Ok(Dim { terms })
+        let dim = Dim { terms };
+        if dim.complexity() > MAX_COMPLEXITY { Err(DimError::TooComplex) } else { Ok(dim) }
+    }
+
+    /// The number of terms and atoms, those inside opaque functions included: how much work an operation on it is.
+    pub fn complexity(&self) -> usize {
+        let atom = |atom: &Atom| match atom {
+            Atom::Symbol(_) => 1,
+            Atom::CeilDiv(a, b) | Atom::FloorDiv(a, b) | Atom::Max(a, b) | Atom::Min(a, b) => {
+                1 + a.complexity() + b.complexity()
+            }
+            Atom::CeilScale { size, .. } => 1 + size.complexity(),
+        };
+        self.terms.iter().map(|(monomial, _)| 1 + monomial.iter().map(atom).sum::<usize>()).sum()
     }
 
     /// The sum.
@@ -269,7 +284,11 @@ impl Dim {
 
     fn opaque(atom: Atom) -> Result<Dim, DimError> {
         let dim = Dim::atom(atom);
-        if dim.depth() > MAX_DEPTH { Err(DimError::TooComplex) } else { Ok(dim) }
+        if dim.depth() > MAX_DEPTH || dim.complexity() > MAX_COMPLEXITY {
+            Err(DimError::TooComplex)
+        } else {
+            Ok(dim)
+        }
     }
 
     fn depth(&self) -> usize {
