@@ -1,5 +1,6 @@
 //! The passes from a verified graph to a Plan, one file per pass.
 
+pub mod elaborate;
 pub mod error;
 pub mod precision;
 pub mod rewrite;

@@ -1,0 +1,4 @@
+//! Elaboration of whole programs.
+
+mod model;
+mod support;
