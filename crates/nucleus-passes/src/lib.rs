@@ -2,6 +2,7 @@
 
 pub mod elaborate;
 pub mod error;
+pub mod pipeline;
 pub mod precision;
 pub mod rewrite;
 pub mod route;
