@@ -15,7 +15,9 @@ pub mod ops;
 pub mod parser;
 pub mod scalar;
 pub mod source;
+pub mod suggest;
 pub mod types;
+pub mod verify;
 pub mod verify_graph;
 
 pub use diagnostics::{Diagnostic, render};
@@ -28,3 +30,4 @@ pub use ops::Op;
 pub use parser::parse;
 pub use scalar::ScalarOp;
 pub use types::{Rate, TensorType};
+pub use verify::verify;
