@@ -1,0 +1,24 @@
+//! Machine code for the scalar functions of a plan, by Cranelift.
+//!
+//! A scalar function becomes a loop nest over its iteration space: one loop over the flat number of a row (all axes but the
+//! last) and inner loops over the last axis, four lanes at a time and then one. Both do the same arithmetic, so a result never
+//! depends on its position.
+
+mod emit;
+mod error;
+mod function;
+mod jit;
+mod loops;
+mod math;
+mod memory;
+mod reduction;
+mod scalar_op;
+mod space;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::CodegenError;
+pub use jit::{Code, FunctionId, Jit, LoopFunction, Region};
+pub use loops::{Accumulators, Destination, LoopSpec};
+pub use space::{Extent, Space};
