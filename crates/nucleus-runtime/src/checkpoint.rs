@@ -186,6 +186,12 @@ impl Checkpoint {
         Ok(Checkpoint { path: path.to_path_buf(), files, weights, config })
     }
 
+    /// The weights of one mapped file: its tensors except those whose name begins with `reserved`.
+    pub fn from_file(file: MappedFile, reserved: &str) -> Checkpoint {
+        let weights = entries(&file, 0).filter(|(name, _)| !name.starts_with(reserved)).collect();
+        Checkpoint { path: file.path().to_path_buf(), files: vec![file], weights, config: None }
+    }
+
     /// The path the checkpoint was opened by.
     pub fn path(&self) -> &Path {
         &self.path

@@ -1,1 +1,47 @@
-fn main() {}
+//! `nucleusc`: checks, compiles, runs and inspects models.
+//!
+//! *Architecture invariant:* this binary is thin. It reads arguments, calls the runtime and prints; whatever it can do, a program that
+//! embeds `nucleus-runtime` can do too. Results go to standard output, everything else to standard error; errors exit with 1.
+
+mod arguments;
+mod bench;
+mod check;
+mod compile;
+mod inspect;
+mod progress;
+mod report;
+mod run;
+mod source;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::arguments::{Arguments, Command};
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        // clap's own exit code for usage errors is 2; here every error is 1, and help is no error.
+        Err(error) => {
+            let failed = error.use_stderr();
+            let printed = error.print();
+            return if failed || printed.is_err() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = match arguments.command {
+        Command::Check(arguments) => check::check(&arguments),
+        Command::Compile(arguments) => compile::compile(&arguments),
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Bench(arguments) => bench::bench(&arguments),
+        Command::Inspect(arguments) => inspect::inspect(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if report::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            report::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

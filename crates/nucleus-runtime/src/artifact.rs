@@ -1,0 +1,372 @@
+//! Artifacts: compiled models in one file.
+//!
+//! A `.nuc` file is a valid safetensors file. Tensors whose names begin with `nucleus.` hold what the compiler made, as bytes: the
+//! model's texts and one plan per entry. All other tensors are weights under their checkpoint names. The metadata says what the
+//! file is, for which dtype and target, with which config values, and the hash of the compiler's tensors.
+//!
+//! An artifact is untrusted input: sizes are checked before anything is allocated, plans are verified before anything runs.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use nucleus_ir::DType;
+use nucleus_passes::elaborate::ConfigValue;
+use nucleus_plan::Plan;
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+
+use crate::checkpoint::Checkpoint;
+use crate::convert;
+use crate::model::{Model, ModelError, ModelText};
+use crate::safetensors_file::{MappedFile, SafetensorsError, StoredDType};
+use crate::safetensors_write::{TensorSpec, WriteError, write_safetensors};
+
+/// Names of tensors that are not weights begin with this.
+pub const RESERVED: &str = "nucleus.";
+/// The version of the format that this crate writes and reads.
+pub const FORMAT_VERSION: &str = "1";
+/// The most bytes that one of the compiler's tensors may have.
+pub const MAX_PART_BYTES: usize = 256 << 20;
+
+/// Why an artifact could not be read.
+#[derive(Debug, Error)]
+pub enum ArtifactError {
+    /// The file is no safetensors file.
+    #[error(transparent)]
+    File(#[from] SafetensorsError),
+    /// A safetensors file that no compiler of ours wrote.
+    #[error("`{}` is not a compiled model: its metadata has no `format: nucleus`; make one with `nucleusc compile MODEL.ir -o OUT.nuc`", .path.display())]
+    NotAnArtifact {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another version of the format.
+    #[error("`{}` has artifact format {found}, this program reads format {FORMAT_VERSION}: compile the model again", .path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: String,
+    },
+    /// A part is missing, too large, or does not decode.
+    #[error("artifact `{}` is broken: {part}: {why}; compile the model again", .path.display())]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// Which part.
+        part: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The texts inside have errors.
+    #[error("artifact `{}`: {source}", .path.display())]
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: ModelError,
+    },
+    /// The artifact holds no plan for an entry.
+    #[error("artifact `{}` has no entry `{entry}`; its entries are {}", .path.display(), .known.join(", "))]
+    NoEntry {
+        /// The file.
+        path: PathBuf,
+        /// The entry asked for.
+        entry: String,
+        /// The entries there are.
+        known: Vec<String>,
+    },
+}
+
+/// What the compiler made.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// The model's texts.
+    pub text: ModelText,
+    /// The values given for config keys.
+    pub config: Vec<(String, ConfigValue)>,
+    /// The element type of the products.
+    pub dtype: DType,
+    /// The machine it was compiled for, e.g. `cpu`.
+    pub target: String,
+    /// One plan per entry.
+    pub plans: Vec<Plan>,
+}
+
+/// An opened artifact.
+#[derive(Debug)]
+pub struct Artifact {
+    path: PathBuf,
+    compiled: Compiled,
+    weights: Option<Checkpoint>,
+}
+
+impl Artifact {
+    /// Opens and verifies an artifact.
+    ///
+    /// # Errors
+    /// The file is broken, of another version, or holds plans that do not verify.
+    pub fn open(path: &Path) -> Result<Artifact, ArtifactError> {
+        let file = MappedFile::open(path)?;
+        let metadata = &file.header().metadata;
+        if metadata.get("format").map(String::as_str) != Some("nucleus") {
+            return Err(ArtifactError::NotAnArtifact { path: path.to_path_buf() });
+        }
+        let version = metadata.get("version").cloned().unwrap_or_default();
+        if version != FORMAT_VERSION {
+            return Err(ArtifactError::Version { path: path.to_path_buf(), found: version });
+        }
+        let reader = Reader { path, file: &file };
+        let compiled = reader.compiled()?;
+        let weights = Checkpoint::from_file(file, RESERVED);
+        let weights = (!weights.is_empty()).then_some(weights);
+        Ok(Artifact { path: path.to_path_buf(), compiled, weights })
+    }
+
+    /// True if the file at `path` begins like a safetensors file whose metadata names the format; texts are not artifacts.
+    pub fn is_artifact(path: &Path) -> bool {
+        path.extension().is_some_and(|extension| extension == "nuc")
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the compiler made.
+    pub fn compiled(&self) -> &Compiled {
+        &self.compiled
+    }
+
+    /// The weights it carries, if any.
+    pub fn weights(&self) -> Option<&Checkpoint> {
+        self.weights.as_ref()
+    }
+
+    /// What the compiler made and the weights it carries.
+    pub fn into_parts(self) -> (Compiled, Option<Checkpoint>) {
+        (self.compiled, self.weights)
+    }
+
+    /// The plan of an entry: the one named, or the first.
+    ///
+    /// # Errors
+    /// There is no such entry.
+    pub fn plan(&self, entry: Option<&str>) -> Result<&Plan, ArtifactError> {
+        let found = match entry {
+            Some(entry) => self.compiled.plans.iter().find(|plan| plan.entry == entry),
+            None => self.compiled.plans.first(),
+        };
+        found.ok_or_else(|| ArtifactError::NoEntry {
+            path: self.path.clone(),
+            entry: entry.unwrap_or_default().to_owned(),
+            known: self.compiled.plans.iter().map(|plan| plan.entry.clone()).collect(),
+        })
+    }
+
+    /// The model, read back from the texts inside.
+    ///
+    /// # Errors
+    /// The texts have errors.
+    pub fn model(&self) -> Result<Model, ArtifactError> {
+        let wrap = |source| ArtifactError::Model { path: self.path.clone(), source };
+        let mut model = Model::from_text(&self.compiled.text).map_err(wrap)?;
+        model.apply_values(&self.compiled.config);
+        Ok(model)
+    }
+}
+
+struct Reader<'a> {
+    path: &'a Path,
+    file: &'a MappedFile,
+}
+
+impl Reader<'_> {
+    fn broken(&self, part: &str, why: impl ToString) -> ArtifactError {
+        ArtifactError::Broken { path: self.path.to_path_buf(), part: part.to_owned(), why: why.to_string() }
+    }
+
+    fn metadata(&self, key: &str) -> Result<&str, ArtifactError> {
+        let value = self.file.header().metadata.get(key);
+        value.map(String::as_str).ok_or_else(|| self.broken(&format!("metadata `{key}`"), "it is missing"))
+    }
+
+    fn compiled(&self) -> Result<Compiled, ArtifactError> {
+        let dtype = DType::from_name(self.metadata("dtype")?).filter(|dtype| dtype.is_float());
+        let dtype = dtype.ok_or_else(|| self.broken("metadata `dtype`", "it is not a float type"))?;
+        let target = self.metadata("target")?.to_owned();
+        let config = self.config()?;
+        let mut hasher = blake3::Hasher::new();
+        let mut text = None;
+        let mut plans = Vec::new();
+        let mut parts: Vec<_> =
+            self.file.header().tensors.iter().filter(|entry| entry.name.starts_with(RESERVED)).collect();
+        parts.sort_by(|a, b| a.name.cmp(&b.name));
+        for entry in parts {
+            let bytes = &self.file.bytes()[entry.range.clone()];
+            if entry.dtype != StoredDType::U8 || bytes.len() > MAX_PART_BYTES {
+                return Err(self.broken(&entry.name, "it is not a list of bytes of a sensible length"));
+            }
+            hash_part(&mut hasher, &entry.name, bytes);
+            match entry.name.strip_prefix("nucleus.plan.") {
+                Some(name) => plans.push(self.plan(name, &entry.name, bytes)?),
+                None if entry.name == "nucleus.model" => {
+                    let decoded = postcard::from_bytes(bytes);
+                    text = Some(decoded.map_err(|error| self.broken(&entry.name, error))?);
+                }
+                None => return Err(self.broken(&entry.name, "it is not a part of this format")),
+            }
+        }
+        if self.metadata("blake3")? != hasher.finalize().to_hex().as_str() {
+            return Err(self.broken("metadata `blake3`", "the hash does not fit the content"));
+        }
+        let text = text.ok_or_else(|| self.broken("nucleus.model", "it is missing"))?;
+        // Entries keep the order of the model's text.
+        let order: Vec<&str> = self.metadata("entries")?.split(',').collect();
+        plans.sort_by_key(|plan: &Plan| order.iter().position(|entry| *entry == plan.entry));
+        if plans.is_empty() {
+            return Err(self.broken("nucleus.plan", "there is no plan"));
+        }
+        Ok(Compiled { text, config, dtype, target, plans })
+    }
+
+    fn plan(&self, entry: &str, part: &str, bytes: &[u8]) -> Result<Plan, ArtifactError> {
+        let plan: Plan = postcard::from_bytes(bytes).map_err(|error| self.broken(part, error))?;
+        if plan.entry != entry {
+            return Err(self.broken(part, "it is the plan of another entry"));
+        }
+        nucleus_plan::verify(&plan).map_err(|errors| {
+            self.broken(part, errors.first().map_or_else(|| "it does not verify".to_owned(), ToString::to_string))
+        })?;
+        Ok(plan)
+    }
+
+    fn config(&self) -> Result<Vec<(String, ConfigValue)>, ArtifactError> {
+        let part = "metadata `config`";
+        let map: Map<String, Value> =
+            serde_json::from_str(self.metadata("config")?).map_err(|error| self.broken(part, error))?;
+        map.iter()
+            .map(|(key, value)| {
+                let value = crate::model::config_value(value, 0).map_err(|why| self.broken(part, why))?;
+                Ok((key.clone(), value))
+            })
+            .collect()
+    }
+}
+
+fn hash_part(hasher: &mut blake3::Hasher, name: &str, bytes: &[u8]) {
+    for piece in [name.as_bytes(), bytes] {
+        hasher.update(&(piece.len() as u64).to_le_bytes());
+        hasher.update(piece);
+    }
+}
+
+fn config_json(value: &ConfigValue) -> Value {
+    match value {
+        ConfigValue::Null => Value::Null,
+        ConfigValue::Bool(value) => json!(value),
+        ConfigValue::Int(value) => json!(value),
+        ConfigValue::Float(value) => json!(value),
+        ConfigValue::Str(value) => json!(value),
+        ConfigValue::List(items) => items.iter().map(config_json).collect(),
+    }
+}
+
+/// Writes an artifact: atomically, a temporary file in the same folder renamed over `path`. With `weights`, the weights that the plans use
+/// are stored beside them in the compute dtype; `progress` is told the bytes written so far and in all.
+///
+/// # Errors
+/// The file system, or weights that are missing.
+pub fn write_artifact(
+    path: &Path,
+    compiled: &Compiled,
+    weights: Option<&Checkpoint>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<(), WriteError> {
+    let encode = |part: &str, bytes: Result<Vec<u8>, postcard::Error>| {
+        bytes.map_err(|error| WriteError::Tensor {
+            path: path.to_path_buf(),
+            tensor: part.to_owned(),
+            source: std::io::Error::other(error),
+        })
+    };
+    let mut parts: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    parts.insert("nucleus.model".to_owned(), encode("nucleus.model", postcard::to_stdvec(&compiled.text))?);
+    for plan in &compiled.plans {
+        let name = format!("nucleus.plan.{}", plan.entry);
+        let bytes = encode(&name, postcard::to_stdvec(plan))?;
+        parts.insert(name, bytes);
+    }
+    let mut hasher = blake3::Hasher::new();
+    let mut specs = Vec::new();
+    for (name, bytes) in &parts {
+        hash_part(&mut hasher, name, bytes);
+        specs.push(TensorSpec { name: name.clone(), dtype: StoredDType::U8, shape: vec![bytes.len()] });
+    }
+    if let Some(checkpoint) = weights {
+        specs.extend(weight_specs(compiled, checkpoint));
+    }
+    let entries: Vec<&str> = compiled.plans.iter().map(|plan| plan.entry.as_str()).collect();
+    let config: Map<String, Value> =
+        compiled.config.iter().map(|(key, value)| (key.clone(), config_json(value))).collect();
+    let metadata = BTreeMap::from(
+        [
+            ("format", "nucleus".to_owned()),
+            ("version", FORMAT_VERSION.to_owned()),
+            ("producer", concat!("nucleus ", env!("CARGO_PKG_VERSION")).to_owned()),
+            ("dtype", compiled.dtype.name().to_owned()),
+            ("target", compiled.target.clone()),
+            ("entries", entries.join(",")),
+            ("config", Value::Object(config).to_string()),
+            ("blake3", hasher.finalize().to_hex().to_string()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value)),
+    );
+    let total = specs.iter().map(TensorSpec::bytes).sum::<Result<u64, _>>()?;
+    let mut done = 0;
+    write_safetensors(path, &specs, &metadata, &mut |spec, out| {
+        match parts.get(&spec.name) {
+            Some(bytes) => out.write_all(bytes)?,
+            None => write_weight(weights, spec, out)?,
+        }
+        done += spec.bytes().unwrap_or(0);
+        progress(done, total);
+        Ok(())
+    })
+}
+
+/// The weights that some plan declares, as they are stored: floats in the compute dtype.
+fn weight_specs(compiled: &Compiled, checkpoint: &Checkpoint) -> Vec<TensorSpec> {
+    let mut wanted: BTreeMap<&str, DType> = BTreeMap::new();
+    for (name, ty) in compiled.plans.iter().flat_map(|plan| &plan.weights) {
+        wanted.insert(name, ty.dtype);
+    }
+    checkpoint
+        .names_in_file_order()
+        .into_iter()
+        .filter_map(|name| Some((name, *wanted.get(name)?, checkpoint.get(name)?)))
+        .map(|(name, dtype, view)| TensorSpec::new(name, dtype, view.shape))
+        .collect()
+}
+
+fn write_weight(weights: Option<&Checkpoint>, spec: &TensorSpec, out: &mut dyn Write) -> std::io::Result<()> {
+    let other = std::io::Error::other;
+    let checkpoint = weights.ok_or_else(|| other("there are no weights"))?;
+    let view = checkpoint.get(&spec.name).ok_or_else(|| other("the checkpoint lacks it"))?;
+    let from = view.dtype().ok_or_else(|| other("it is not stored as a float"))?;
+    let to = crate::safetensors_file::graph_dtype(spec.dtype).ok_or_else(|| other("not a float type"))?;
+    if from == to {
+        out.write_all(view.bytes)?;
+    } else {
+        // Converted in pieces, so that a large expert weight needs no second copy.
+        let mut piece = vec![0; (1 << 20) * to.size()];
+        for source in view.bytes.chunks((1 << 20) * from.size()) {
+            let target = &mut piece[..source.len() / from.size() * to.size()];
+            convert::convert(from, source, to, target).map_err(other)?;
+            out.write_all(target)?;
+        }
+    }
+    checkpoint.release(&spec.name);
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! The reference backend: a graph run by the evaluator. Slow, single-threaded, and the measure of every other backend.
+
+use std::collections::BTreeMap;
+
+use nucleus_interp::{EvalError, Options, Real, Tensor, evaluate};
+use nucleus_ir::{Bindings, DType, Graph};
+use thiserror::Error;
+
+use crate::checkpoint::{Checkpoint, CheckpointError, Expected, Extras};
+use crate::inputs::{InputError, Signature};
+use crate::tensor::{HostTensor, TensorError};
+use crate::tensor_map::TensorMap;
+
+/// Why the reference backend gave no answer.
+#[derive(Debug, Error)]
+pub enum ReferenceError {
+    /// The inputs do not fit.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// The weights do not fit.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Evaluation failed.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
+    /// An output could not be stored.
+    #[error("output `{name}`: {source}")]
+    Output {
+        /// The output.
+        name: String,
+        /// Why.
+        source: TensorError,
+    },
+}
+
+/// Evaluates `graph` in `F`, `f32` or `f64`, and returns its outputs in their declared types.
+///
+/// # Errors
+/// Inputs or weights that do not fit, or sizes beyond the evaluator's memory limit.
+pub fn run_reference<F: Real>(
+    graph: &Graph,
+    weights: &Checkpoint,
+    inputs: &TensorMap,
+    given: &[(String, i64)],
+) -> Result<TensorMap, ReferenceError> {
+    let signature = Signature::from(graph);
+    let bindings = signature.bind(inputs, given)?;
+    weights.check(&expected_weights(graph), Extras::Refuse)?;
+    let mut tensors = BTreeMap::new();
+    for spec in &signature.inputs {
+        tensors.insert(spec.name.clone(), to_tensor::<F>(&Signature::convert(spec, inputs, &bindings)?));
+    }
+    let weight = |name: &str| {
+        let view = weights.get(name)?;
+        let mut values = vec![0.0f32; view.elements()];
+        view.load_f32(&mut values).ok()?;
+        let dtype = graph.weights.iter().find(|weight| weight.name == name)?.ty.dtype;
+        let tensor = Tensor::float(view.shape, values.into_iter().map(|value| F::from_f64(f64::from(value))).collect());
+        Some(tensor.ok()?.cast(dtype, F::ALWAYS_ROUNDS))
+    };
+    let outputs = evaluate(graph, &bindings, &tensors, &weight, &Options::default())?;
+    let mut map = TensorMap::new();
+    for (name, tensor) in outputs {
+        let host = from_tensor(&tensor).map_err(|source| ReferenceError::Output { name: name.clone(), source })?;
+        map.insert(name, host);
+    }
+    Ok(map)
+}
+
+/// What a graph needs of a checkpoint.
+pub fn expected_weights(graph: &Graph) -> Vec<Expected> {
+    let shape = |weight: &nucleus_ir::Weight| {
+        crate::inputs::evaluated_shape(&weight.ty, &Bindings::new()).unwrap_or_default()
+    };
+    graph.weights.iter().map(|weight| Expected::new(weight.name.as_str(), shape(weight))).collect()
+}
+
+fn to_tensor<F: Real>(host: &HostTensor) -> Tensor<F> {
+    let shape = host.shape();
+    let tensor = match host.dtype() {
+        DType::I32 => Tensor::int(shape, host.as_i32().map(<[i32]>::to_vec).unwrap_or_default()),
+        DType::Bool => Tensor::bool(shape, host.as_bool().map(<[bool]>::to_vec).unwrap_or_default()),
+        DType::F32 | DType::Bf16 | DType::F16 => {
+            let values = host.to_f32_vec().into_iter().map(|value| F::from_f64(f64::from(value))).collect();
+            Tensor::float(shape, values)
+        }
+    };
+    // The element count is that of a tensor that exists.
+    tensor.unwrap_or_else(|_| unreachable!("a host tensor fills its shape")).cast(host.dtype(), true)
+}
+
+fn from_tensor<F: Real>(tensor: &Tensor<F>) -> Result<HostTensor, TensorError> {
+    let shape = tensor.shape();
+    match (tensor.dtype(), tensor.floats(), tensor.ints(), tensor.bools()) {
+        (_, _, Some(values), _) => HostTensor::from_i32(shape, values),
+        (_, _, _, Some(values)) => HostTensor::from_bool(shape, values),
+        (dtype, Some(values), ..) => {
+            let values: Vec<f32> = values.iter().map(|value| value.to_f64() as f32).collect();
+            let host = HostTensor::from_f32(shape, &values)?;
+            if dtype == DType::F32 { Ok(host) } else { host.to_dtype(dtype) }
+        }
+        (dtype, None, None, None) => HostTensor::zeros(dtype, shape),
+    }
+}

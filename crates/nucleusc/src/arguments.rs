@@ -1,0 +1,245 @@
+//! The command line's grammar and its help texts.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use nucleus_ir::DType;
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "nucleusc",
+    version,
+    about = "Compiles and runs sparse mixture-of-experts diffusion transformers from one text",
+    after_help = "Examples:
+  nucleusc check ir-specs/nucleus_image.ir
+  nucleusc compile ir-specs/nucleus_image.ir --dtype bf16 -o nucleus-image.nuc
+  nucleusc run ir-specs/nucleus_image.ir --weights checkpoint/transformer \\
+      --inputs in.safetensors --output out.safetensors --dim H=64 --dim W=64
+  nucleusc inspect nucleus-image.nuc
+
+`nucleusc COMMAND --help` explains a command."
+)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Verify a model and summarise it
+    #[command(after_help = "Examples:
+  nucleusc check ir-specs/nucleus_image.ir
+  nucleusc check model.ir --config checkpoint/transformer/config.json
+  nucleusc check model.ir --set num_layers=4 --set use_sigmoid=true")]
+    Check(CheckArguments),
+    /// Compile a model into one artifact
+    #[command(after_help = "The artifact is a safetensors file: the plans, the model's texts and, with --weights, the weights.
+
+Examples:
+  nucleusc compile ir-specs/nucleus_image.ir --dtype bf16 -o nucleus-image.nuc
+  nucleusc compile model.ir --weights checkpoint/transformer -o model.nuc
+  nucleusc compile model.ir -o model.nuc --emit simplify,plan --emit-dir stages")]
+    Compile(CompileArguments),
+    /// Run an entry of a model on given inputs
+    #[command(after_help = "Inputs and outputs are safetensors files whose tensors are named as the entry's inputs and outputs.
+Sizes that the inputs' shapes decide need no --dim.
+
+Examples:
+  nucleusc run ir-specs/nucleus_image.ir --weights checkpoint/transformer \\
+      --inputs in.safetensors --output out.safetensors --dim H=64 --dim W=64
+  nucleusc run model.nuc --inputs in.safetensors --output out.safetensors --dim H=16   # weights inside")]
+    Run(RunArguments),
+    /// Time an entry of a model
+    #[command(after_help = "Without --inputs, random inputs of the given sizes are used. The time is that of a whole run: all stages but the loading.
+
+Examples:
+  nucleusc bench ir-specs/nucleus_image.ir --weights slice --dim B=1 --dim H=32 --dim W=32 --dim T=64
+  nucleusc bench model.nuc --inputs in.safetensors --dim H=32 --repeat 10 --json")]
+    Bench(BenchArguments),
+    /// Show what is in an artifact, a checkpoint or a file of tensors
+    #[command(after_help = "Examples:
+  nucleusc inspect model.nuc
+  nucleusc inspect checkpoint/transformer
+  nucleusc inspect out.safetensors --json")]
+    Inspect(InspectArguments),
+}
+
+/// Where config values come from.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ConfigArguments {
+    /// Values of config keys from a checkpoint's config.json
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Value of one config key; may be repeated, and wins over --config
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// `nucleusc check`.
+#[derive(Args, Debug)]
+pub struct CheckArguments {
+    /// The model's text
+    #[arg(value_name = "MODEL.ir")]
+    pub model: PathBuf,
+    /// Where config values come from.
+    #[command(flatten)]
+    pub config: ConfigArguments,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The element type of products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ComputeType {
+    /// IEEE binary32
+    F32,
+    /// bfloat16 factors, binary32 sums
+    Bf16,
+}
+
+impl From<ComputeType> for DType {
+    fn from(dtype: ComputeType) -> DType {
+        match dtype {
+            ComputeType::F32 => DType::F32,
+            ComputeType::Bf16 => DType::Bf16,
+        }
+    }
+}
+
+/// The machines to compile for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Target {
+    /// This computer's processor
+    Cpu,
+}
+
+/// `nucleusc compile`.
+#[derive(Args, Debug)]
+pub struct CompileArguments {
+    /// The model's text
+    #[arg(value_name = "MODEL.ir")]
+    pub model: PathBuf,
+    /// Where config values come from.
+    #[command(flatten)]
+    pub config: ConfigArguments,
+    /// A diffusers folder or safetensors file whose weights go into the artifact; its config.json is used unless --config is given
+    #[arg(long, value_name = "DIR")]
+    pub weights: Option<PathBuf>,
+    /// Element type of products [default: that of --weights, else f32]
+    #[arg(long, value_name = "TYPE")]
+    pub dtype: Option<ComputeType>,
+    /// The machine to compile for
+    #[arg(long, value_name = "TARGET", default_value = "cpu")]
+    pub target: Target,
+    /// The artifact to write
+    #[arg(short, long, value_name = "OUT.nuc")]
+    pub output: PathBuf,
+    /// Stages whose text is written: names of passes, or `plan`, or `all`
+    #[arg(long, value_name = "STAGE,…", value_delimiter = ',')]
+    pub emit: Vec<String>,
+    /// Where the texts go: one file per entry and stage
+    #[arg(long, value_name = "DIR", requires = "emit")]
+    pub emit_dir: Option<PathBuf>,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What runs a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// Compiled kernels on all cores
+    Cpu,
+    /// The reference evaluator: slow, the measure of what is right
+    Interp,
+}
+
+/// What `run` and `bench` share.
+#[derive(Args, Debug)]
+pub struct SessionArguments {
+    /// The model's text, or a compiled artifact
+    #[arg(value_name = "MODEL.ir|OUT.nuc")]
+    pub model: PathBuf,
+    /// A diffusers folder or safetensors file; its config.json is used unless --config is given
+    #[arg(long, value_name = "DIR")]
+    pub weights: Option<PathBuf>,
+    /// Where config values come from.
+    #[command(flatten)]
+    pub config: ConfigArguments,
+    /// Run-time size; may be repeated
+    #[arg(long = "dim", value_name = "NAME=SIZE", value_parser = dim)]
+    pub dims: Vec<(String, i64)>,
+    /// The entry [default: the first of the model]
+    #[arg(long, value_name = "NAME")]
+    pub entry: Option<String>,
+    /// Element type of products [default: that of the checkpoint]
+    #[arg(long, value_name = "TYPE")]
+    pub dtype: Option<ComputeType>,
+    /// Threads [default: the number of cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// `nucleusc run`.
+#[derive(Args, Debug)]
+pub struct RunArguments {
+    /// What is run.
+    #[command(flatten)]
+    pub session: SessionArguments,
+    /// The inputs, a safetensors file
+    #[arg(long, value_name = "in.safetensors")]
+    pub inputs: PathBuf,
+    /// Where the outputs go, a safetensors file
+    #[arg(long, value_name = "out.safetensors")]
+    pub output: PathBuf,
+    /// What runs the model
+    #[arg(long, value_name = "BACKEND", default_value = "cpu")]
+    pub backend: Backend,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `nucleusc bench`.
+#[derive(Args, Debug)]
+pub struct BenchArguments {
+    /// What is run.
+    #[command(flatten)]
+    pub session: SessionArguments,
+    /// The inputs, a safetensors file [default: random values]
+    #[arg(long, value_name = "in.safetensors")]
+    pub inputs: Option<PathBuf>,
+    /// Timed runs after one that warms up
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub repeat: usize,
+    /// Print the time of every kind of kernel
+    #[arg(long)]
+    pub profile: bool,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `nucleusc inspect`.
+#[derive(Args, Debug)]
+pub struct InspectArguments {
+    /// An artifact (.nuc), a checkpoint folder, or a safetensors file
+    #[arg(value_name = "FILE")]
+    pub path: PathBuf,
+    /// Print the artifact's plans as text
+    #[arg(long)]
+    pub plan: bool,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn dim(text: &str) -> Result<(String, i64), String> {
+    let (name, size) = text.split_once('=').ok_or("expected NAME=SIZE, for example H=64")?;
+    let size = size.trim().parse().map_err(|_| format!("`{size}` is not a whole number"))?;
+    Ok((name.trim().to_owned(), size))
+}

@@ -1,0 +1,85 @@
+//! What a command works on: a model's text or an artifact, a checkpoint, and the config values that go with them.
+
+use std::path::Path;
+
+use anyhow::Context;
+use nucleus_ir::DType;
+use nucleus_runtime::{Artifact, Checkpoint, Compiled, Model};
+
+use crate::arguments::{ConfigArguments, SessionArguments};
+use crate::report;
+
+/// Reads a model and applies config values: those of the checkpoint, or of `--config` in their place, then `--set`.
+pub fn model(path: &Path, config: &ConfigArguments, weights: Option<&Checkpoint>) -> anyhow::Result<Model> {
+    let mut model = Model::open(path)?;
+    let warnings = model.warnings(report::interactive());
+    if !warnings.is_empty() {
+        report::note(&warnings);
+    }
+    apply_config(&mut model, config, weights)?;
+    Ok(model)
+}
+
+fn apply_config(
+    model: &mut Model,
+    config: &ConfigArguments,
+    weights: Option<&Checkpoint>,
+) -> anyhow::Result<()> {
+    if let Some(path) = &config.config {
+        let map = nucleus_runtime::config_json::read_config(path)?;
+        model.apply_json(path, &map)?;
+    } else if let Some((path, map)) = weights.and_then(|weights| weights.config_path().zip(weights.config())) {
+        model.apply_json(path, map)?;
+    }
+    for setting in &config.set {
+        model.set(setting)?;
+    }
+    Ok(())
+}
+
+/// What `run` and `bench` work on.
+pub struct Source {
+    /// The model; for an artifact, read back from the texts inside.
+    pub model: Model,
+    /// What the artifact holds, if it is one.
+    pub compiled: Option<Compiled>,
+    /// The weights.
+    pub weights: Checkpoint,
+    /// The element type of products.
+    pub dtype: DType,
+}
+
+/// Opens everything that `run` and `bench` need.
+pub fn open(arguments: &SessionArguments) -> anyhow::Result<Source> {
+    let given = arguments.weights.as_deref().map(Checkpoint::open).transpose()?;
+    if Artifact::is_artifact(&arguments.model) {
+        anyhow::ensure!(
+            arguments.config.config.is_none() && arguments.config.set.is_empty(),
+            "`{}` is compiled: its config values are fixed; use the model's text to change them",
+            arguments.model.display()
+        );
+        let artifact = Artifact::open(&arguments.model)?;
+        let model = artifact.model()?;
+        let (compiled, inside) = artifact.into_parts();
+        let dtype = compiled.dtype;
+        if let Some(wanted) = arguments.dtype.map(DType::from) {
+            anyhow::ensure!(wanted == dtype, "the artifact is compiled for {dtype}, not {wanted}");
+        }
+        let weights = given.or(inside).with_context(|| {
+            format!("`{}` holds no weights: give them with --weights DIR", arguments.model.display())
+        })?;
+        return Ok(Source { model, compiled: Some(compiled), weights, dtype });
+    }
+    let weights = given.context("the model needs weights: give a diffusers folder with --weights DIR")?;
+    let model = model(&arguments.model, &arguments.config, Some(&weights))?;
+    let dtype = arguments.dtype.map_or_else(|| default_dtype(Some(&weights)), DType::from);
+    Ok(Source { model, compiled: None, weights, dtype })
+}
+
+/// The element type of products where none is asked for: that of the checkpoint. f16 checkpoints run in f32, which holds their values.
+pub fn default_dtype(weights: Option<&Checkpoint>) -> DType {
+    match weights.and_then(Checkpoint::dtype) {
+        Some(DType::Bf16) => DType::Bf16,
+        _ => DType::F32,
+    }
+}
