@@ -95,7 +95,7 @@ fn invert_index_lists_positions_by_target() {
 #[test]
 fn segment_sum_equals_scatter_add_bit_for_bit() {
     let (base, updates) = (noise(&[2, 5, 3], 1), noise(&[2, 4, 2, 3], 2));
-    let index = i(&[2, 4, 2], &[4, 0, 0, 2, 2, 0, 4, 0, 1, 1, 1, 1, 1, 1, 3, 1]);
+    let index = i(&[2, 4, 2], &[4, 0, 0, 2, 2, 0, 4, 0, 3, 1, 1, 0, 1, 1, 3, 4]);
     let scattered = run(&Op::ScatterAdd, &[&base, &index, &updates]);
     let inverse = run_all(&Op::InvertIndex { size: Dim::constant(5) }, &[&index]);
     let summed = run(&Op::SegmentSum, &[&base, &inverse[0], &inverse[1], &updates]);

@@ -31,13 +31,13 @@ fn b(shape: &[usize], elements: &[bool]) -> F32 {
     Tensor::bool(shape, elements.to_vec()).unwrap()
 }
 
-/// Numbers in −1 … 1 that look random and are always the same (a linear congruential generator, Knuth's MMIX constants).
+/// Numbers in −0.7 … 0.7, whose sums depend on their order, that look random and are always the same (a linear congruential generator, Knuth's MMIX constants).
 fn noise(shape: &[usize], seed: u64) -> F32 {
     let mut state = seed;
     let count = shape.iter().product();
     let mut next = || {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        ((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * 0.7
     };
     Tensor::float(shape, (0..count).map(|_| next()).collect()).unwrap()
 }
