@@ -1,1 +1,4 @@
 //! What the test targets of this workspace share: locating fixtures, reading cases, comparing tensors.
+
+pub mod evaluation;
+pub mod parity;
