@@ -12,6 +12,7 @@ pub mod graph_printer;
 pub mod infer;
 pub mod lexer;
 pub mod ops;
+pub mod ops_doc;
 pub mod parser;
 pub mod printer;
 pub mod scalar;

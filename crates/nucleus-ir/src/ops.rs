@@ -126,6 +126,8 @@ pub struct AttributeInfo {
     pub kind: AttributeKind,
     /// The value where the text gives none; `None` means that it must be given.
     pub default: Option<Attribute>,
+    /// The meaning, for people.
+    pub doc: &'static str,
 }
 
 /// One row of the op table.
@@ -285,6 +287,7 @@ macro_rules! ops {
                             name: stringify!($field),
                             kind: <$ty as Field>::KIND,
                             default: default_attribute!($($default)?),
+                            doc: concat!($($field_doc),*).trim_ascii(),
                         }),+)?],
                         rule: $rule,
                         doc: concat!($doc $(, "\n", $more)*),

@@ -148,7 +148,17 @@ impl<'a> Verifier<'a> {
 
     fn function(&mut self, function: &'a Function) {
         let mark = self.locals.open();
+        // A default is computed before tensors and their dims are bound: it sees the compile-time parameters before it.
+        let is_tensor = |ty: &ParamType| matches!(ty, ParamType::Tensor(_));
         for param in &function.params {
+            if let Some(default) = &param.default {
+                self.expression(default);
+            }
+            if !is_tensor(&param.ty) {
+                self.declare(&param.name, LocalKind::Param);
+            }
+        }
+        for param in function.params.iter().filter(|param| is_tensor(&param.ty)) {
             self.declare(&param.name, LocalKind::Param);
         }
         for param in &function.params {
@@ -156,9 +166,6 @@ impl<'a> Verifier<'a> {
         }
         for param in &function.params {
             self.param_type(&param.ty);
-            if let Some(default) = &param.default {
-                self.expression(default);
-            }
         }
         match &function.result {
             Some(ResultType::Tensor(pattern)) => self.pattern(pattern),
@@ -200,7 +207,7 @@ impl<'a> Verifier<'a> {
         self.block(&entry.body);
         match entry.outputs.len() {
             0 => {}
-            count => self.ends_with(&entry.body, count, count > 1, "entry", &entry.name),
+            count => self.ends_with(&entry.body, count, true, "entry", &entry.name),
         }
         self.close(mark);
     }
@@ -272,7 +279,7 @@ impl<'a> Verifier<'a> {
         };
         match &value.kind {
             ExprKind::Tuple(items) if !tuple || items.len() != count => {
-                let needed = if tuple { format!("{count} results") } else { "one result".to_owned() };
+                let needed = if count > 1 { format!("{count} results") } else { "one result".to_owned() };
                 let message =
                     format!("{what} `{}` has {needed}, its body gives a tuple of {}", name.node, items.len());
                 self.error(Diagnostic::error(message).label(value.span, "the value of the body"));

@@ -57,6 +57,7 @@ const ERRORS: &[Case] = &[
         Some("there is `num_layers`"),
     ),
     ("fn f(x: [K]) -> [K, M] { x }", &["there is no value `M`"], None),
+    ("fn f(x: [K], n: int = K) { x + n; }", &["there is no value `K`"], None),
     ("fn f(x: [2 * K]) { x; }", &["there is no value `K`"], None),
     ("entry e(x: [N] per step) -> (y: [N]) { x }", &["there is no value `N`", "there is no value `N`"], None),
     ("fn f() { { let a = 1; a; } a }", &["there is no value `a`"], None),
@@ -213,7 +214,7 @@ fn unused_names_are_warned_of() {
             vec!["value `a` is not used"],
         ),
         ("fn f() { let w = weight(\"w\", [1]); for i in 0..2 { } }", vec![]),
-        ("fn f(x: [K], n: int = 3) { x + n }", vec![]),
+        ("fn f(x: [K], n: int = 3, m: int = n + 1) { x + m }", vec![]),
         ("entry e(x: [2] per step, y: [2] per step) -> (z: [2]) { x }", vec!["input `y` is not used"]),
         ("fn f(x: tensor, axis: int) { reduce_sum(x, axis) }", vec![]),
     ] {
