@@ -122,6 +122,9 @@ pub fn constraints(op: &Op, operands: &[&TensorType]) -> Vec<Constraint> {
             require(start, end, "the start of a slice is not after its end");
             require(end, &x.shape[*axis], "the end of a slice is inside its axis");
         }
+        (Op::InvertIndex { size }, _) if size.terms().iter().any(|(_, coefficient)| *coefficient < 0) => {
+            require(&Dim::constant(0), size, "the number of targets of invert_index is not negative");
+        }
         (Op::Iota { shape, .. } | Op::Broadcast { shape } | Op::Reshape { shape }, _) => {
             for dim in shape {
                 if dim.terms().iter().any(|(_, coefficient)| *coefficient < 0) {
@@ -256,6 +259,9 @@ impl Rule<'_> {
             }
             (Op::InvertIndex { size }, [index]) => {
                 self.check_index(index)?;
+                if size.as_constant().is_some_and(|size| size < 0) {
+                    return Err(self.attribute("size", format!("{size} is negative")));
+                }
                 let batch = index.shape[0].clone();
                 let positions = self.dim(crate::dim::product(&index.shape[1..]))?;
                 let offsets = self.dim(size.add(&Dim::constant(1)))?;
