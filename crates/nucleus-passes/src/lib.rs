@@ -2,11 +2,13 @@
 
 pub mod elaborate;
 pub mod error;
+pub mod fuse;
 pub mod pipeline;
 pub mod precision;
 pub mod rewrite;
 pub mod route;
 pub mod simplify;
+pub mod schedule;
 pub mod stage;
 
 pub use error::PassError;

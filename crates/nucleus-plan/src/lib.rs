@@ -10,6 +10,7 @@
 pub mod buffer;
 pub mod kernel;
 pub mod plan;
+pub mod reference;
 pub mod scalar;
 pub mod text;
 

@@ -1,0 +1,252 @@
+//! Which values lie in buffers, and which are computed where they are used.
+
+use nucleus_ir::graph::{Graph, Node, NodeData, Value};
+use nucleus_ir::{Op, Rate, ScalarOp};
+
+use super::group::{Group, IsView, Kind};
+use super::space::Space;
+use super::state::State;
+use crate::error::PassError;
+
+/// The cost of an operation that is not one or two instructions.
+const TRANSCENDENTAL: u32 = 16;
+/// What is cheap enough to compute at each of several uses, or at every point along which it is repeated.
+const CHEAP: u32 = 4;
+/// What is cheap enough to compute in every pass along a row.
+const CHEAP_IN_ROWS: u32 = 8;
+/// What is cheap enough to compute more often than its inputs change.
+const CHEAP_PER_RATE: u32 = 2;
+/// Functions do not grow beyond this.
+const LARGEST: u32 = 64;
+
+/// How a kernel takes an operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    /// As any scalar function.
+    Function,
+    /// As a load, perhaps gathered, perhaps followed by casts.
+    Cast,
+    /// As a load of a stored value.
+    Stored,
+}
+
+/// A kernel that would compute a value if it is not stored.
+struct Site {
+    kernel: Kernel,
+    need: Need,
+    rate: Rate,
+    /// True if the kernel has more points than the value has elements.
+    repeats: bool,
+    in_rows: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kernel {
+    Group(usize),
+    Value(Value),
+}
+
+/// The cost of one application of an operation.
+fn cost_of(op: ScalarOp) -> u32 {
+    match op {
+        ScalarOp::Exp
+        | ScalarOp::Log
+        | ScalarOp::Tanh
+        | ScalarOp::Sigmoid
+        | ScalarOp::Sin
+        | ScalarOp::Cos => TRANSCENDENTAL,
+        _ => 1,
+    }
+}
+
+impl State {
+    /// Decides for every value outside the anchors' groups, and forms the groups of those that are stored.
+    pub(crate) fn decide(&mut self) -> Result<(), PassError> {
+        let costs = self.costs();
+        let nodes: Vec<Node> = self.graph.nodes().map(|(node, _)| node).collect();
+        for node in nodes.iter().rev() {
+            let data = self.graph.node(*node);
+            let result = data.results[0];
+            if self.owner[result.index()].is_some() {
+                continue;
+            }
+            let stored = match &data.op {
+                Op::Concat { .. } => !self.read_by_pieces(result),
+                op if op.scalar().is_some() || matches!(op, Op::Gather) => {
+                    self.must_store(result, data, costs[result.index()])
+                }
+                Op::Constant { .. } | Op::Size { .. } | Op::Iota { .. } => self.must_store(result, data, 0),
+                _ => false,
+            };
+            self.stored[result.index()] = stored;
+        }
+        for node in &nodes {
+            let result = self.graph.node(*node).results[0];
+            if self.stored[result.index()] && self.owner[result.index()].is_none() {
+                self.form_stored(result)?;
+            }
+        }
+        for id in 0..self.groups.len() {
+            for value in self.groups[id].owned.clone() {
+                self.stored[value.index()] = self.needed_outside(value, id) || self.always_stored(value);
+            }
+        }
+        Ok(())
+    }
+
+    fn always_stored(&self, value: Value) -> bool {
+        self.def(value)
+            .is_some_and(|(_, data)| matches!(data.op, Op::ExpertChoice { .. } | Op::InvertIndex { .. }))
+    }
+
+    /// The group of a value that is stored and computed by no anchor.
+    pub(crate) fn form_stored(&mut self, value: Value) -> Result<(), PassError> {
+        let rate = self.rate(value);
+        let shape = self.graph.ty(value).shape.clone();
+        let concat = self.def(value).and_then(|(_, data)| match data.op {
+            Op::Concat { axis } => Some((axis, data.operands.clone())),
+            _ => None,
+        });
+        if let Some((axis, pieces)) = concat {
+            let extent = |piece: &Value| self.graph.ty(*piece).shape[axis].clone();
+            let first = extent(&pieces[0]);
+            let computed_here = |piece: &Value| {
+                let source = self.reshaped(*piece);
+                !self.stored[source.index()] && self.owner[source.index()].is_none()
+            };
+            let together = pieces.len() <= 8
+                && pieces.iter().all(|piece| extent(piece) == first && computed_here(piece));
+            let space = Space::direct(&shape).unroll(axis, pieces.len() as i64, 0);
+            if let Some(space) = space.filter(|_| together) {
+                self.grow(Group::new(Kind::Map, space, rate, &[value]))?;
+            } else {
+                self.owner[value.index()] = Some(self.groups.len());
+                self.groups.push(Group::new(Kind::Pieces(value), Space::direct(&shape), rate, &[value]));
+            }
+            return Ok(());
+        }
+        self.grow(Group::new(Kind::Map, Space::direct(&shape), rate, &[value]))?;
+        Ok(())
+    }
+
+    /// The cost of computing each value from stored ones, as if nothing outside the anchors' groups were stored.
+    fn costs(&self) -> Vec<u32> {
+        let mut costs = vec![0u32; self.graph.value_count()];
+        for (_, data) in self.graph.nodes() {
+            let own = match &data.op {
+                Op::Gather => {
+                    costs[data.results[0].index()] = 1;
+                    continue;
+                }
+                op if op.is_view() => 0,
+                op => match op.scalar() {
+                    Some(scalar) => cost_of(scalar),
+                    None => continue,
+                },
+            };
+            let result = data.results[0];
+            if self.owner[result.index()].is_some() {
+                continue;
+            }
+            let operands = data.operands.iter().map(|operand| costs[operand.index()]);
+            // Beyond the largest function a value is stored anyway.
+            costs[result.index()] = operands.fold(own, u32::saturating_add).min(LARGEST + 1);
+        }
+        costs
+    }
+
+    fn must_store(&self, value: Value, data: &NodeData, cost: u32) -> bool {
+        if self.output[value.index()].is_some()
+            || self.graph.outputs.iter().any(|output| output.value == value)
+        {
+            return true;
+        }
+        let mut sites = Vec::new();
+        self.sites(value, false, &mut sites);
+        let own = data.op.scalar().map_or(0, cost_of);
+        let light = cost < TRANSCENDENTAL;
+        let only_casts = matches!(data.op, Op::Cast { .. } | Op::Gather) && cost <= 2;
+        let one_kernel = sites.windows(2).all(|pair| pair[0].kernel == pair[1].kernel);
+        let free = own == 0 && cost == 0;
+        sites.iter().any(|site| {
+            let fits = match site.need {
+                Need::Stored => false,
+                Need::Cast => only_casts && one_kernel,
+                Need::Function => {
+                    free || {
+                        let limit = match () {
+                            () if self.rate(value) < site.rate => CHEAP_PER_RATE,
+                            () if site.repeats || !one_kernel => CHEAP,
+                            () if site.in_rows && sites.len() > 1 => CHEAP_IN_ROWS,
+                            () => LARGEST,
+                        };
+                        cost <= limit && (light || limit == LARGEST)
+                    }
+                }
+            };
+            !fits
+        })
+    }
+
+    /// Every kernel in which `value` would be computed.
+    fn sites(&self, value: Value, repeats: bool, sites: &mut Vec<Site>) {
+        for node in &self.uses[value.index()] {
+            let data = self.graph.node(*node);
+            for (position, operand) in data.operands.iter().enumerate() {
+                if *operand == value {
+                    self.sites_of_use(data, position, repeats, sites);
+                }
+            }
+        }
+    }
+
+    fn sites_of_use(&self, data: &NodeData, position: usize, repeats: bool, sites: &mut Vec<Site>) {
+        let result = data.results[0];
+        let rate = self.rate(result);
+        let owner = self.owner[result.index()];
+        let stored = self.stored[result.index()];
+        let kernel = owner.map_or(Kernel::Value(result), Kernel::Group);
+        let in_rows = owner.is_some_and(|id| matches!(self.groups[id].kind, Kind::Rows(_)));
+        let mut site = |need| sites.push(Site { kernel, need, rate, repeats, in_rows });
+        match &data.op {
+            op if op.is_view() => {
+                if stored || owner.is_some() {
+                    return site(Need::Function);
+                }
+                let repeats = repeats || expands(&self.graph, data);
+                if self.graph.outputs.iter().any(|output| output.value == result)
+                    && !matches!(op, Op::Reshape { .. })
+                {
+                    return site(Need::Stored);
+                }
+                self.sites(result, repeats, sites);
+            }
+            Op::Gather => site(Need::Stored),
+            Op::Concat { .. } if owner.is_none() && !stored => self.sites(result, repeats, sites),
+            op if op.scalar().is_some() || matches!(op, Op::Concat { .. }) => {
+                if owner.is_some() || stored {
+                    site(Need::Function);
+                } else {
+                    self.sites(result, repeats, sites);
+                }
+            }
+            Op::Matmul { .. } | Op::GroupedMatmul { .. } => {
+                site(if position == 0 { Need::Cast } else { Need::Stored });
+            }
+            Op::Attention { .. } => site(if position == 3 { Need::Function } else { Need::Stored }),
+            Op::SegmentSum => {
+                site(if position == 0 || position == 3 { Need::Function } else { Need::Stored });
+            }
+            Op::InvertIndex { .. } => site(Need::Stored),
+            _ => site(Need::Function),
+        }
+    }
+}
+
+/// True if a view repeats elements.
+fn expands(graph: &Graph, view: &NodeData) -> bool {
+    let Op::Broadcast { shape } = &view.op else { return false };
+    let from = &graph.ty(view.operands[0]).shape;
+    let repeated = shape.iter().rev().zip(from.iter().rev()).any(|(to, from)| to != from);
+    repeated || shape[..shape.len() - from.len()].iter().any(|dim| !dim.is_constant(1))
+}

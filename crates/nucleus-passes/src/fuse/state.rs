@@ -1,0 +1,158 @@
+//! What fusion knows of a graph while it decides, and the coordinate changes of views.
+
+use nucleus_ir::graph::{Graph, Node, NodeData, Value, ValueDef};
+use nucleus_ir::{Dim, Op, Rate};
+
+use super::affine::{Coord, Map, reshape};
+use super::group::{Group, IsView};
+use crate::error::PassError;
+
+/// The decisions so far.
+pub(crate) struct State {
+    pub(crate) graph: Graph,
+    /// The users of every value.
+    pub(crate) uses: Vec<Vec<Node>>,
+    /// The group that computes a value.
+    pub(crate) owner: Vec<Option<usize>>,
+    /// True for values that lie in a buffer.
+    pub(crate) stored: Vec<bool>,
+    /// The outputs that are this value, perhaps reshaped, if it is not stored anywhere else.
+    pub(crate) output: Vec<Option<usize>>,
+    pub(crate) groups: Vec<Group>,
+}
+
+impl State {
+    pub(crate) fn new(graph: Graph) -> State {
+        let count = graph.value_count();
+        let mut state = State {
+            uses: graph.uses(),
+            owner: vec![None; count],
+            stored: vec![false; count],
+            output: vec![None; count],
+            groups: Vec::new(),
+            graph,
+        };
+        for (value, data) in state.graph.values() {
+            state.stored[value.index()] = !matches!(data.def, ValueDef::Result { .. });
+        }
+        for (position, output) in state.graph.outputs.iter().enumerate() {
+            let mut value = output.value;
+            while let Some((node, _)) = state.graph.defining_node(value)
+                && let Op::Reshape { .. } = state.graph.node(node).op
+            {
+                value = state.graph.node(node).operands[0];
+            }
+            let computed = state
+                .graph
+                .defining_node(value)
+                .is_some_and(|(node, _)| !state.graph.node(node).op.is_view());
+            if computed && state.output[value.index()].is_none() {
+                state.output[value.index()] = Some(position);
+            }
+        }
+        state
+    }
+
+    /// How often a value must be computed.
+    pub(crate) fn rate(&self, value: Value) -> Rate {
+        self.graph.value(value).rate.unwrap_or(Rate::Step)
+    }
+
+    /// The node that computes a value.
+    pub(crate) fn def(&self, value: Value) -> Option<(Node, &NodeData)> {
+        self.graph.defining_node(value).map(|(node, _)| (node, self.graph.node(node)))
+    }
+
+    /// The value that a chain of reshapes stores densely: `value` itself or one above it.
+    pub(crate) fn reshaped(&self, mut value: Value) -> Value {
+        while !self.stored[value.index()]
+            && let Some((_, data)) = self.def(value)
+            && let Op::Reshape { .. } = data.op
+        {
+            value = data.operands[0];
+        }
+        value
+    }
+
+    /// The coordinates of a view's operand, given those of its result; `None` where they are not affine.
+    pub(crate) fn through_view(
+        &self,
+        view: &NodeData,
+        map: &[Coord],
+        extents: &[Dim],
+    ) -> Result<Option<Map>, PassError> {
+        let from = &self.graph.ty(view.operands[0]).shape;
+        let to = &self.graph.ty(view.results[0]).shape;
+        Ok(match &view.op {
+            Op::Reshape { .. } => reshape(map, to, from, extents)?,
+            Op::Transpose { permutation } => {
+                let mut operand = vec![Coord::zero(); from.len()];
+                for (axis, source) in permutation.iter().enumerate() {
+                    operand[*source] = map[axis].clone();
+                }
+                Some(operand)
+            }
+            Op::Broadcast { .. } => {
+                let aligned = map[to.len() - from.len()..].iter().zip(from);
+                let coord = |(coord, extent): (&Coord, &Dim)| {
+                    if extent.is_constant(1) { Coord::zero() } else { coord.clone() }
+                };
+                Some(aligned.map(coord).collect())
+            }
+            Op::Slice { axis, start, .. } => {
+                let mut operand = map.to_vec();
+                operand[*axis] = operand[*axis].shifted(start)?;
+                Some(operand)
+            }
+            _ => None,
+        })
+    }
+
+    /// The piece of a concatenation that holds these coordinates at every point, and the coordinates in it.
+    pub(crate) fn through_concat(
+        &self,
+        concat: &NodeData,
+        map: &[Coord],
+        extents: &[Dim],
+    ) -> Result<Option<(Value, Map)>, PassError> {
+        let Op::Concat { axis } = concat.op else { return Ok(None) };
+        let mut start = Dim::constant(0);
+        for piece in &concat.operands {
+            let end = start.add(&self.graph.ty(*piece).shape[axis])?;
+            if map[axis].within(&start, &end, extents)? {
+                let mut inner = map.to_vec();
+                inner[axis] = inner[axis].shifted(&Dim::constant(0).sub(&start)?)?;
+                return Ok(Some((*piece, inner)));
+            }
+            start = end;
+        }
+        Ok(None)
+    }
+
+    /// True if something outside group `id` reads `value`, so that it must be stored.
+    pub(crate) fn needed_outside(&self, value: Value, id: usize) -> bool {
+        if self.output[value.index()].is_some()
+            || self.graph.outputs.iter().any(|output| output.value == value)
+        {
+            return true;
+        }
+        self.uses[value.index()].iter().any(|node| {
+            let data = self.graph.node(*node);
+            let Some(&result) = data.results.first() else { return false };
+            if self.owner[result.index()] == Some(id) {
+                return false;
+            }
+            let transparent = data.op.is_view()
+                || data.op.scalar().is_some()
+                || matches!(data.op, Op::Concat { .. } | Op::Gather);
+            let in_a_kernel = self.stored[result.index()] || self.owner[result.index()].is_some();
+            !transparent || in_a_kernel || self.needed_outside(result, id)
+        })
+    }
+}
+
+impl From<nucleus_ir::DimError> for PassError {
+    fn from(source: nucleus_ir::DimError) -> PassError {
+        PassError::Dim { pass: super::PASS, source }
+    }
+}
