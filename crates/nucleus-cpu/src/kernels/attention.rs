@@ -10,7 +10,7 @@ use super::isa::Isa;
 use super::pack::{Matrix, PanelBlock, SendPtr, pack_panel, steps};
 use super::partition::part;
 use super::rows::{StagedRows, convert_row};
-use super::simd::{Kernels, SoftmaxBlock, TileFn, kernels};
+use super::simd::{Kernels, SoftmaxBlock, TileArgs, TileFn, kernels};
 use crate::threads::{Threads, Worker};
 
 /// A strided [batch, rows, heads, head_dim] tensor with contiguous head_dim; strides are in elements.
@@ -374,15 +374,16 @@ impl<'a> Run<'a> {
                         let row = bound(strip) - first_row;
                         let tile = self.tiles[bound(strip + 1) - bound(strip) - 1];
                         let to = scores.add(row * score_stride + key);
-                        tile(
-                            self.q.steps(),
-                            q.add(row * self.q.stride),
-                            self.q.stride,
-                            panel,
-                            to,
-                            score_stride,
-                            false,
-                        );
+                        tile(&TileArgs {
+                            steps: self.q.steps(),
+                            a: q.add(row * self.q.stride),
+                            a_stride: self.q.stride,
+                            b: panel,
+                            c: to,
+                            c_stride: score_stride,
+                            add: false,
+                            ahead: panel,
+                        });
                     }
                 }
                 let native = self.words == Operand::Bf16;
@@ -416,15 +417,16 @@ impl<'a> Run<'a> {
                         let row = bound(strip) - first_row;
                         let tile = self.tiles[bound(strip + 1) - bound(strip) - 1];
                         let to = output.add(row * output_stride + col);
-                        tile(
-                            steps(self.words, keys),
-                            p.add(row * p_stride),
-                            p_stride,
-                            panel,
-                            to,
-                            output_stride,
-                            true,
-                        );
+                        tile(&TileArgs {
+                            steps: steps(self.words, keys),
+                            a: p.add(row * p_stride),
+                            a_stride: p_stride,
+                            b: panel,
+                            c: to,
+                            c_stride: output_stride,
+                            add: true,
+                            ahead: panel,
+                        });
                     }
                 }
             }

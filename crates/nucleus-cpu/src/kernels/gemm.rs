@@ -10,7 +10,7 @@ use super::isa::Isa;
 use super::pack::{PackedLayout, SendPtr};
 use super::partition::{Block, blocks, part, pieces};
 use super::rows::{RowSource, StagedRows};
-use super::simd::{Kernels, TileFn, kernels};
+use super::simd::{Kernels, TileArgs, TileFn, kernels};
 use crate::threads::{Threads, Worker};
 
 /// A batch of independent products with the same k, n and segments.
@@ -84,11 +84,13 @@ pub struct Tile {
 /// Staged rows of one round, in bytes: large enough that rereading B for the next round costs nothing,
 /// small beside the weights of any model.
 const ROUND_BYTES: usize = 16 << 20;
-/// Part of the second-level cache that staged rows of one job may take.
-const BLOCK_BYTES: usize = 768 << 10;
 /// Part of a panel that shall stay in the first-level cache while all rows of a block pass it.
 const CHUNK_BYTES: usize = 32 << 10;
+/// Columns of all segments that a job takes when the caller does not say: staged rows come from the far cache once for
+/// each group.
 const GROUP_COLS: usize = 128;
+/// Strips from which on a panel of bf16 is widened once for all of them.
+const WIDEN_STRIPS: usize = 3;
 const MAX_BLOCK_ROWS: usize = 264;
 /// Rows that one staging job copies or computes.
 const STAGE_ROWS: usize = 16;
@@ -128,7 +130,14 @@ pub unsafe fn gemm(threads: &Threads, problem: &Gemm, epilogue: &Epilogue) {
         let (round, rest) = blocks.split_at(count);
         let rows = round.last().map_or(0, |last| last.first_row + last.rows()) - first.first_row;
         let lease = threads.lease(rows * row_bytes);
-        let round = Round { run: &run, blocks: round, first, rows, staged: SendPtr(lease.as_ptr().cast()) };
+        let round = Round {
+            run: &run,
+            blocks: round,
+            first,
+            rows,
+            staged: SendPtr(lease.as_ptr().cast()),
+            workers: threads.count(),
+        };
         threads.parallel_for(rows.div_ceil(STAGE_ROWS), |job, worker| {
             // SAFETY: the rows of this job are written by it alone; the sources are the caller's promise.
             unsafe { round.stage(job, worker) };
@@ -162,7 +171,6 @@ impl<'a> Run<'a> {
         let tiles = kernels.tiles(problem.operand).0;
         let staged = StagedRows::new(kernels, problem.operand, problem.k);
         let layout = PackedLayout::new(problem.isa, problem.operand, problem.k, problem.n);
-        let block_rows = MAX_BLOCK_ROWS;
         let products: Vec<_> = problem.products.iter().map(|product| (product.rows, product.b)).collect();
         let wish = if problem.tile_cols == 0 { GROUP_COLS / problem.segments } else { problem.tile_cols };
         let group_panels = wish.div_ceil(layout.panel_cols).clamp(1, layout.panels);
@@ -174,7 +182,7 @@ impl<'a> Run<'a> {
             tiles,
             staged,
             layout,
-            blocks: blocks(&products, block_rows, tiles.len()),
+            blocks: blocks(&products, MAX_BLOCK_ROWS, tiles.len()),
             group_panels,
             col_groups: layout.panels.div_ceil(group_panels),
             chunks: staged.steps().div_ceil(chunk_words).max(1),
@@ -188,6 +196,33 @@ impl<'a> Run<'a> {
     }
 }
 
+/// The parts of a job's right operand in the order in which it multiplies them: all panels for one part of k before the
+/// next, because they share that part of A.
+struct Parts {
+    chunks: usize,
+    segments: usize,
+    panels: usize,
+}
+
+impl Parts {
+    /// (part of k, segment, panel).
+    fn iter(&self) -> impl Iterator<Item = (usize, usize, usize)> {
+        let (segments, panels) = (self.segments, self.panels);
+        let of_chunk = move |chunk| (0..segments * panels).map(move |at| (chunk, at / panels, at % panels));
+        (0..self.chunks).flat_map(of_chunk)
+    }
+
+    fn after(&self, chunk: usize, segment: usize, panel: usize) -> Option<(usize, usize, usize)> {
+        if panel + 1 < self.panels {
+            Some((chunk, segment, panel + 1))
+        } else if segment + 1 < self.segments {
+            Some((chunk, segment + 1, 0))
+        } else {
+            (chunk + 1 < self.chunks).then_some((chunk + 1, 0, 0))
+        }
+    }
+}
+
 /// Blocks whose rows are staged together.
 struct Round<'a> {
     run: &'a Run<'a>,
@@ -195,6 +230,7 @@ struct Round<'a> {
     first: &'a Block,
     rows: usize,
     staged: SendPtr<u32>,
+    workers: usize,
 }
 
 impl Round<'_> {
@@ -235,16 +271,19 @@ impl Round<'_> {
         let segment_stride = rows * row_stride;
         let sums = worker.scratch(SUMS_SLOT, 4 * segment_stride * problem.segments).cast::<f32>();
         let a = self.staged.get().wrapping_add((block.first_row - self.first.first_row) * run.staged.stride);
-        let b = problem.products[block.product].b.cast::<u32>();
-        for chunk in 0..run.chunks {
-            for segment in 0..problem.segments {
-                for panel in 0..panels {
-                    let panel_words = (segment * layout.panels + first_panel + panel) * layout.panel_words();
-                    let sums = sums.wrapping_add(segment * segment_stride + panel * layout.panel_cols);
-                    // SAFETY: the panel is within the packed operand, the sums within the scratch.
-                    unsafe { self.chunk(chunk, block, a, b.add(panel_words), sums, row_stride, worker) };
+        let parts = Parts { chunks: run.chunks, segments: problem.segments, panels };
+        for (chunk, segment, panel) in parts.iter() {
+            let at = self.part_of_b(job, chunk, segment, panel);
+            let ahead = match parts.after(chunk, segment, panel) {
+                Some((chunk, segment, panel)) => self.part_of_b(job, chunk, segment, panel),
+                // Probably the job that this worker will do next.
+                None => {
+                    self.part_of_b((job + self.workers).min(self.blocks.len() * run.col_groups - 1), 0, 0, 0)
                 }
-            }
+            };
+            let sums = sums.wrapping_add(segment * segment_stride + panel * layout.panel_cols);
+            // SAFETY: the part lies within the packed operand, the sums within the scratch.
+            unsafe { self.chunk(chunk, block, a, [at, ahead], sums, row_stride, worker) };
         }
         let col = first_panel * layout.panel_cols;
         let cols = row_stride.min(problem.n - col);
@@ -256,38 +295,59 @@ impl Round<'_> {
         }
     }
 
-    /// Adds one part of k of one panel to the sums of all rows of a block.
+    /// Where one part of k of one panel of a job's right operand begins.
+    fn part_of_b(&self, job: usize, chunk: usize, segment: usize, panel: usize) -> *const u32 {
+        let (run, layout) = (self.run, &self.run.layout);
+        let block = &self.blocks[job / run.col_groups];
+        let panel = segment * layout.panels + job % run.col_groups * run.group_panels + panel;
+        let step = run.chunk(chunk).0.start;
+        let b = run.problem.products[block.product].b.cast::<u32>();
+        b.wrapping_add(panel * layout.panel_words() + step * layout.panel_cols)
+    }
+
+    /// Adds one part of k of one panel to the sums of all rows of a block, while fetching the part that comes next.
     #[expect(clippy::too_many_arguments, reason = "the three operands of one product and their place")]
     unsafe fn chunk(
         &self,
         index: usize,
         block: &Block,
         a: *const u32,
-        panel: *const u32,
+        [b, ahead]: [*const u32; 2],
         sums: *mut f32,
-        row_stride: usize,
+        c_stride: usize,
         worker: &mut Worker,
     ) {
         let run = self.run;
         let cols = run.layout.panel_cols;
         let (range, words_per_step) = run.chunk(index);
-        // SAFETY: the chunk lies within the panel, and strips within the staged rows and the sums. An odd k leaves
-        // half a step, so that the widened words may be one more than the staged ones.
+        // SAFETY: the part of b is whole, and strips lie within the staged rows and the sums. An odd k leaves half a
+        // step, so that the widened words may be one more than the staged ones.
         unsafe {
-            let mut b = panel.add(range.start * cols);
-            if words_per_step == 2 {
+            let (tiles, b) = if words_per_step == 1 {
+                (run.tiles, b)
+            } else if block.strips.len() < WIDEN_STRIPS {
+                (run.kernels.widening_tiles, b)
+            } else {
                 let wide = worker.scratch(WIDE_SLOT, 8 * range.len() * cols);
                 (run.kernels.widen)(b, range.len() * cols, wide.cast());
-                b = wide.cast();
-            }
+                (run.tiles, wide.cast_const().cast())
+            };
             let begin = range.start * words_per_step;
             let steps = (range.end * words_per_step).min(run.staged.steps()) - begin;
-            let mut a = a.add(begin);
-            let mut sums = sums;
-            for &rows in &block.strips {
-                run.tiles[rows - 1](steps, a, run.staged.stride, b, sums, row_stride, index > 0);
-                a = a.wrapping_add(rows * run.staged.stride);
-                sums = sums.wrapping_add(rows * row_stride);
+            let mut row = 0;
+            for (strip, &rows) in block.strips.iter().enumerate() {
+                let last = strip + 1 == block.strips.len();
+                tiles[rows - 1](&TileArgs {
+                    steps,
+                    a: a.add(row * run.staged.stride + begin),
+                    a_stride: run.staged.stride,
+                    b,
+                    c: sums.add(row * c_stride),
+                    c_stride,
+                    add: index > 0,
+                    ahead: if last { ahead } else { b },
+                });
+                row += rows;
             }
         }
     }

@@ -27,6 +27,20 @@ impl Simd for Avx2 {
         unsafe { _mm256_storeu_ps(destination, value) }
     }
     #[inline(always)]
+    unsafe fn load_pairs(source: *const u32) -> (__m256, __m256) {
+        // SAFETY: AVX2 is on in the caller, which owns the address.
+        unsafe {
+            let pairs = _mm256_loadu_si256(source.cast());
+            let upper = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32.cast_signed()));
+            (_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(upper))
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(address: *const u32) {
+        // SAFETY: a hint, even for an address that is not mapped.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+    }
+    #[inline(always)]
     unsafe fn add(a: __m256, b: __m256) -> __m256 {
         // SAFETY: AVX2 is on in the caller.
         unsafe { _mm256_add_ps(a, b) }

@@ -2,12 +2,11 @@
 
 use std::arch::x86_64::*;
 
-use super::{Simd, TileFn, kernel_table};
+use super::{Simd, TileArgs, TileFn, kernel_table, tile};
 
 #[derive(Clone, Copy)]
 struct Avx512;
 
-// SAFETY comments below are one and the same: the caller is compiled for AVX-512 and owns the addresses.
 impl Simd for Avx512 {
     type V = __m512;
     const LANES: usize = 16;
@@ -26,6 +25,20 @@ impl Simd for Avx512 {
     unsafe fn store(destination: *mut f32, value: __m512) {
         // SAFETY: AVX-512 is on in the caller, which owns the address.
         unsafe { _mm512_storeu_ps(destination, value) }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(source: *const u32) -> (__m512, __m512) {
+        // SAFETY: AVX-512 is on in the caller, which owns the address.
+        unsafe {
+            let pairs = _mm512_loadu_si512(source.cast());
+            let upper = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
+            (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(upper))
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(address: *const u32) {
+        // SAFETY: a hint, even for an address that is not mapped.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
     #[inline(always)]
     unsafe fn add(a: __m512, b: __m512) -> __m512 {
@@ -80,40 +93,35 @@ static BF16_TILES: &[TileFn] = &[
     bf16_tile::<12>,
 ];
 
-/// [`super::tile::multiply`] over bf16 pairs: each step adds two products to every sum.
+/// [`tile::multiply`] over bf16 pairs: each step adds two products to every sum.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn bf16_tile<const ROWS: usize>(
-    steps: usize,
-    a: *const u32,
-    a_stride: usize,
-    b: *const u32,
-    c: *mut f32,
-    c_stride: usize,
-    add: bool,
-) {
+unsafe fn bf16_tile<const ROWS: usize>(args: &TileArgs) {
     const COLS: usize = 2 * Avx512::LANES;
-    // SAFETY: all addresses are within the ranges that `TileFn` describes; __m512bh is any 512 bits.
+    // SAFETY: all addresses are within the ranges that `TileArgs` describes; __m512bh is any 512 bits.
     unsafe {
         let pairs = |value: __m512i| std::mem::transmute::<__m512i, __m512bh>(value);
-        let mut sum = [[_mm512_setzero_ps(); 2]; ROWS];
-        if add {
-            for row in 0..ROWS {
-                sum[row] =
-                    [_mm512_loadu_ps(c.add(row * c_stride)), _mm512_loadu_ps(c.add(row * c_stride + 16))];
+        let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+        if args.add {
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let c = args.c.add(row * args.c_stride);
+                *sums = [_mm512_loadu_ps(c), _mm512_loadu_ps(c.add(16))];
             }
         }
-        for step in 0..steps {
-            let left = pairs(_mm512_loadu_si512(b.add(step * COLS).cast()));
-            let right = pairs(_mm512_loadu_si512(b.add(step * COLS + 16).cast()));
-            for row in 0..ROWS {
-                let value = pairs(_mm512_set1_epi32((*a.add(row * a_stride + step)).cast_signed()));
-                sum[row][0] = _mm512_dpbf16_ps(sum[row][0], value, left);
-                sum[row][1] = _mm512_dpbf16_ps(sum[row][1], value, right);
+        for step in 0..args.steps {
+            let b = args.b.add(step * COLS);
+            let left = pairs(_mm512_loadu_si512(b.cast()));
+            let right = pairs(_mm512_loadu_si512(b.add(16).cast()));
+            tile::prefetch_row::<Avx512>(args.ahead.wrapping_add(step * COLS));
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let value = *args.a.add(row * args.a_stride + step);
+                let value = pairs(_mm512_set1_epi32(value.cast_signed()));
+                *sums = [_mm512_dpbf16_ps(sums[0], value, left), _mm512_dpbf16_ps(sums[1], value, right)];
             }
         }
-        for row in 0..ROWS {
-            _mm512_storeu_ps(c.add(row * c_stride), sum[row][0]);
-            _mm512_storeu_ps(c.add(row * c_stride + 16), sum[row][1]);
+        for (row, sums) in sums.into_iter().enumerate() {
+            let c = args.c.add(row * args.c_stride);
+            _mm512_storeu_ps(c, sums[0]);
+            _mm512_storeu_ps(c.add(16), sums[1]);
         }
     }
 }

@@ -25,6 +25,11 @@ trait Simd: Copy {
     /// No alignment is assumed here or in `store`.
     unsafe fn load(source: *const f32) -> Self::V;
     unsafe fn store(destination: *mut f32, value: Self::V);
+    /// Loads `LANES` pairs of bf16: the lower halves and the upper halves, as f32.
+    unsafe fn load_pairs(source: *const u32) -> (Self::V, Self::V);
+    /// Hints that the cache line at `address`, which need not be readable, will be read soon.
+    #[inline(always)]
+    unsafe fn prefetch(_address: *const u32) {}
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, with one rounding where the machine can.
@@ -39,9 +44,27 @@ trait Simd: Copy {
 
 /// `c[r][j] (+)= Σ_s a[r][s] · b[s][j]` over `steps` words for a fixed number of rows and one panel of columns.
 ///
-/// A word is one f32, or a pair of bf16 with the lower k in the lower half. Arguments: steps, a, words between rows
-/// of a, b (steps × panel columns words), c, f32s between rows of c, whether to add to c.
-pub(super) type TileFn = unsafe fn(usize, *const u32, usize, *const u32, *mut f32, usize, bool);
+/// A word is one f32, or a pair of bf16 with the lower k in the lower half.
+pub(super) type TileFn = unsafe fn(&TileArgs);
+
+/// The arguments of a [`TileFn`].
+pub(super) struct TileArgs {
+    /// Words of k in a; for widening kernels b has half as many, rounded up.
+    pub(super) steps: usize,
+    /// [rows, steps] words, `a_stride` from row to row.
+    pub(super) a: *const u32,
+    pub(super) a_stride: usize,
+    /// [steps, panel columns] words.
+    pub(super) b: *const u32,
+    /// [rows, panel columns] f32s, `c_stride` from row to row.
+    pub(super) c: *mut f32,
+    pub(super) c_stride: usize,
+    /// Whether to add to c or to overwrite it.
+    pub(super) add: bool,
+    /// Memory that will be read soon; while b is read, as much of it is fetched into the second-level cache. It need
+    /// not be valid.
+    pub(super) ahead: *const u32,
+}
 
 /// The loops of one instruction set.
 pub(super) struct Kernels {
@@ -49,6 +72,8 @@ pub(super) struct Kernels {
     pub(super) panel_cols: usize,
     /// Tile kernels for 1, 2, … rows over f32 words.
     pub(super) f32_tiles: &'static [TileFn],
+    /// Tile kernels whose a is f32 words and whose b is bf16 pairs.
+    pub(super) widening_tiles: &'static [TileFn],
     /// Tile kernels over bf16 pairs, where the machine multiplies them directly.
     pub(super) bf16_tiles: Option<&'static [TileFn]>,
     /// Turns `words` bf16 pairs, grouped by panel row, into twice as many panel rows of f32.
@@ -108,19 +133,22 @@ pub fn peak(isa: Isa, operand: Operand, iterations: usize) -> usize {
 macro_rules! kernel_table {
     ($name:ident, $simd:ty, $features:literal, rows: [$($rows:literal)*], $bf16:expr, $peak_bf16:expr) => {
         pub(super) static $name: $crate::kernels::simd::Kernels = {
-            use $crate::kernels::simd::{Simd, SoftmaxBlock, softmax, tile};
+            use $crate::kernels::simd::{Simd, SoftmaxBlock, TileArgs, softmax, tile};
 
             #[target_feature(enable = $features)]
-            unsafe fn f32_tile<const ROWS: usize>(
-                steps: usize, a: *const u32, a_stride: usize, b: *const u32, c: *mut f32, c_stride: usize, add: bool,
-            ) {
+            unsafe fn f32_tile<const ROWS: usize>(args: &TileArgs) {
                 // SAFETY: passed on; this function is compiled for the features that the trait needs.
-                unsafe { tile::multiply::<$simd, ROWS>(steps, a, a_stride, b, c, c_stride, add) }
+                unsafe { tile::multiply::<$simd, ROWS>(args) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn widening_tile<const ROWS: usize>(args: &TileArgs) {
+                // SAFETY: passed on.
+                unsafe { tile::multiply_widening::<$simd, ROWS>(args) }
             }
             #[target_feature(enable = $features)]
             unsafe fn widen(source: *const u32, words: usize, destination: *mut f32) {
                 // SAFETY: passed on.
-                unsafe { tile::widen::<{ 2 * <$simd as Simd>::LANES }>(source, words, destination) }
+                unsafe { tile::widen::<$simd>(source, words, destination) }
             }
             #[target_feature(enable = $features)]
             unsafe fn softmax_block(block: &SoftmaxBlock) {
@@ -145,6 +173,7 @@ macro_rules! kernel_table {
             $crate::kernels::simd::Kernels {
                 panel_cols: 2 * <$simd as Simd>::LANES,
                 f32_tiles: &[$(f32_tile::<$rows>),*],
+                widening_tiles: &[$(widening_tile::<$rows>),*],
                 bf16_tiles: $bf16,
                 widen,
                 softmax: softmax_block,

@@ -27,6 +27,15 @@ impl Simd for Neon {
         unsafe { vst1q_f32(destination, value) }
     }
     #[inline(always)]
+    unsafe fn load_pairs(source: *const u32) -> (float32x4_t, float32x4_t) {
+        // SAFETY: NEON is on in the caller, which owns the address.
+        unsafe {
+            let pairs = vld1q_u32(source);
+            let upper = vandq_u32(pairs, vdupq_n_u32(0xffff_0000));
+            (vreinterpretq_f32_u32(vshlq_n_u32::<16>(pairs)), vreinterpretq_f32_u32(upper))
+        }
+    }
+    #[inline(always)]
     unsafe fn add(a: float32x4_t, b: float32x4_t) -> float32x4_t {
         // SAFETY: NEON is on in the caller.
         unsafe { vaddq_f32(a, b) }

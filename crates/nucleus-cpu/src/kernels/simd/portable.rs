@@ -32,6 +32,12 @@ impl Simd for Portable {
         unsafe { destination.cast::<[f32; 4]>().write_unaligned(value) }
     }
     #[inline(always)]
+    unsafe fn load_pairs(source: *const u32) -> ([f32; 4], [f32; 4]) {
+        // SAFETY: the caller owns the address.
+        let pairs = unsafe { source.cast::<[u32; 4]>().read_unaligned() };
+        (lanes(|i| f32::from_bits(pairs[i] << 16)), lanes(|i| f32::from_bits(pairs[i] & 0xffff_0000)))
+    }
+    #[inline(always)]
     unsafe fn add(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
         lanes(|i| a[i] + b[i])
     }

@@ -1,87 +1,153 @@
 //! The inner loops of a matrix product: the register tile, and the conversions around it.
 
-use super::Simd;
+use super::{Simd, TileArgs};
 use crate::kernels::element::{bf16_from_f32, f32_from_bf16};
 
-/// Steps between checks of the loop counter.
-const UNROLL: usize = 4;
+/// Addresses of up to twelve rows as four bases and one stride: base + {0, 1, 2} × stride is a single operand of an x86
+/// load, and five registers suffice where twelve would leave none.
+struct Rows {
+    bases: [*const f32; 4],
+    stride: usize,
+}
 
-/// A tile of `ROWS` × two registers over f32 words; see [`super::TileFn`]. Each element is one chain of
-/// multiply-adds in ascending k, whatever `ROWS` is.
-///
-/// # Safety
-/// `a` holds `ROWS` rows of `steps` words, `b` `steps` rows of `2 * LANES` words, `c` `ROWS` writable rows of
-/// `2 * LANES`, at the given strides.
-#[inline(always)]
-pub(super) unsafe fn multiply<S: Simd, const ROWS: usize>(
-    steps: usize,
-    a: *const u32,
-    a_stride: usize,
-    b: *const u32,
-    c: *mut f32,
-    c_stride: usize,
-    add: bool,
-) {
-    // SAFETY: all addresses are within the ranges the caller vouches for.
-    unsafe {
-        let mut sum = [[S::splat(0.0); 2]; ROWS];
-        if add {
-            for row in 0..ROWS {
-                sum[row] = [S::load(c.add(row * c_stride)), S::load(c.add(row * c_stride + S::LANES))];
-            }
-        }
-        let (mut a, mut b) = (a.cast::<f32>(), b.cast::<f32>());
-        for _ in 0..steps / UNROLL {
-            for step in 0..UNROLL {
-                multiply_step::<S, ROWS>(&mut sum, a.add(step), a_stride, b.add(2 * S::LANES * step));
-            }
-            a = a.add(UNROLL);
-            b = b.add(2 * S::LANES * UNROLL);
-        }
-        for step in 0..steps % UNROLL {
-            multiply_step::<S, ROWS>(&mut sum, a.add(step), a_stride, b.add(2 * S::LANES * step));
-        }
-        for row in 0..ROWS {
-            S::store(c.add(row * c_stride), sum[row][0]);
-            S::store(c.add(row * c_stride + S::LANES), sum[row][1]);
-        }
+impl Rows {
+    #[inline(always)]
+    fn new(args: &TileArgs) -> Self {
+        let a = args.a.cast::<f32>();
+        Self { bases: [0, 3, 6, 9].map(|row| a.wrapping_add(row * args.a_stride)), stride: 4 * args.a_stride }
+    }
+
+    #[inline(always)]
+    fn at(&self, row: usize, k: usize) -> *const f32 {
+        self.bases[row / 3].wrapping_byte_add(row % 3 * self.stride).wrapping_add(k)
+    }
+
+    #[inline(always)]
+    fn advance(&mut self, steps: usize) {
+        self.bases = self.bases.map(|base| base.wrapping_add(steps));
     }
 }
 
-#[inline(always)]
-unsafe fn multiply_step<S: Simd, const ROWS: usize>(
-    sum: &mut [[S::V; 2]; ROWS],
-    a: *const f32,
-    a_stride: usize,
-    b: *const f32,
-) {
-    // SAFETY: as for `multiply`.
-    unsafe {
-        let (left, right) = (S::load(b), S::load(b.add(S::LANES)));
-        for row in 0..ROWS {
-            let value = S::splat(*a.add(row * a_stride));
-            sum[row][0] = S::mul_add(value, left, sum[row][0]);
-            sum[row][1] = S::mul_add(value, right, sum[row][1]);
-        }
-    }
-}
+/// The sums of `ROWS` rows × two registers of columns.
+struct Sums<S: Simd, const ROWS: usize>([[S::V; 2]; ROWS]);
 
-/// Panel rows of `COLS` bf16 pairs become two panel rows of f32 each.
-///
-/// # Safety
-/// `source` holds `words` words, a multiple of `COLS`; `destination` has room for twice as many.
-#[inline(always)]
-pub(super) unsafe fn widen<const COLS: usize>(source: *const u32, words: usize, destination: *mut f32) {
-    for row in 0..words / COLS {
-        // Whole panel rows by value: the compiler need not ask whether source and destination overlap.
-        // SAFETY: `(row + 1) * COLS <= words`.
+impl<S: Simd, const ROWS: usize> Sums<S, ROWS> {
+    #[inline(always)]
+    unsafe fn begin(args: &TileArgs) -> Self {
+        // SAFETY: `c` has `ROWS` rows of two registers, as `TileArgs` says.
         unsafe {
-            let pairs = source.cast::<[u32; COLS]>().add(row).read_unaligned();
-            let lower = pairs.map(|pair| f32::from_bits(pair << 16));
-            let upper = pairs.map(|pair| f32::from_bits(pair & 0xffff_0000));
-            let destination = destination.cast::<[f32; COLS]>().add(2 * row);
-            destination.write_unaligned(lower);
-            destination.add(1).write_unaligned(upper);
+            let mut sums = [[S::splat(0.0); 2]; ROWS];
+            if args.add {
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let c = args.c.add(row * args.c_stride);
+                    *sums = [S::load(c), S::load(c.add(S::LANES))];
+                }
+            }
+            Self(sums)
+        }
+    }
+
+    /// Adds the products of one k: the column of A at `a`, the row of B in `b`.
+    #[inline(always)]
+    unsafe fn step(&mut self, a: &Rows, k: usize, b: [S::V; 2]) {
+        for (row, sums) in self.0.iter_mut().enumerate() {
+            // SAFETY: `a` has `ROWS` rows.
+            unsafe {
+                let value = S::splat(*a.at(row, k));
+                *sums = [S::mul_add(value, b[0], sums[0]), S::mul_add(value, b[1], sums[1])];
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn finish(self, args: &TileArgs) {
+        for (row, sums) in self.0.into_iter().enumerate() {
+            // SAFETY: as for `begin`.
+            unsafe {
+                let c = args.c.add(row * args.c_stride);
+                S::store(c, sums[0]);
+                S::store(c.add(S::LANES), sums[1]);
+            }
+        }
+    }
+}
+
+/// A tile of `ROWS` × two registers over f32 words. Each element is one chain of multiply-adds in ascending k,
+/// whatever `ROWS` is.
+///
+/// # Safety
+/// The ranges of [`TileArgs`] are valid for `ROWS` rows.
+#[inline(always)]
+pub(super) unsafe fn multiply<S: Simd, const ROWS: usize>(args: &TileArgs) {
+    let width = 2 * S::LANES;
+    let (mut a, mut b, mut ahead) = (Rows::new(args), args.b.cast::<f32>(), args.ahead);
+    // SAFETY: all reads are within the ranges the caller vouches for.
+    unsafe {
+        let mut sums = Sums::<S, ROWS>::begin(args);
+        for _ in 0..args.steps {
+            prefetch_row::<S>(ahead);
+            sums.step(&a, 0, [S::load(b), S::load(b.add(S::LANES))]);
+            a.advance(1);
+            b = b.add(width);
+            ahead = ahead.wrapping_add(width);
+        }
+        sums.finish(args);
+    }
+}
+
+/// The same sums as [`multiply`], from a `b` of bf16 pairs.
+///
+/// # Safety
+/// The ranges of [`TileArgs`] are valid for `ROWS` rows.
+#[inline(always)]
+pub(super) unsafe fn multiply_widening<S: Simd, const ROWS: usize>(args: &TileArgs) {
+    let width = 2 * S::LANES;
+    let (mut a, mut b, mut ahead) = (Rows::new(args), args.b, args.ahead);
+    // SAFETY: all reads are within the ranges the caller vouches for.
+    unsafe {
+        let mut sums = Sums::<S, ROWS>::begin(args);
+        for _ in 0..args.steps / 2 {
+            let (left, right) = (S::load_pairs(b), S::load_pairs(b.add(S::LANES)));
+            prefetch_row::<S>(ahead);
+            sums.step(&a, 0, [left.0, right.0]);
+            sums.step(&a, 1, [left.1, right.1]);
+            a.advance(2);
+            b = b.add(width);
+            ahead = ahead.wrapping_add(width);
+        }
+        if args.steps % 2 == 1 {
+            let (left, right) = (S::load_pairs(b), S::load_pairs(b.add(S::LANES)));
+            sums.step(&a, 0, [left.0, right.0]);
+        }
+        sums.finish(args);
+    }
+}
+
+/// The cache lines of one panel row.
+#[inline(always)]
+pub(super) unsafe fn prefetch_row<S: Simd>(row: *const u32) {
+    for word in (0..2 * S::LANES).step_by(16) {
+        // SAFETY: a hint reads nothing.
+        unsafe { S::prefetch(row.wrapping_add(word)) };
+    }
+}
+
+/// Panel rows of bf16 pairs become two panel rows of f32 each.
+///
+/// # Safety
+/// `source` holds `words` words, whole panel rows; `destination` has room for twice as many.
+#[inline(always)]
+pub(super) unsafe fn widen<S: Simd>(source: *const u32, words: usize, destination: *mut f32) {
+    let width = 2 * S::LANES;
+    for row in (0..words).step_by(width) {
+        // SAFETY: `row + width <= words`.
+        unsafe {
+            let to = destination.add(2 * row);
+            let (left, right) = (S::load_pairs(source.add(row)), S::load_pairs(source.add(row + S::LANES)));
+            S::store(to, left.0);
+            S::store(to.add(S::LANES), right.0);
+            S::store(to.add(width), left.1);
+            S::store(to.add(width + S::LANES), right.1);
         }
     }
 }
