@@ -29,7 +29,8 @@ impl Environment {
         functions: impl IntoIterator<Item = &'a ScalarFunction>,
         extents: impl IntoIterator<Item = &'a Extent>,
     ) -> Environment {
-        let mut arguments: Vec<Size> = extents.into_iter().flat_map(|extent| extent.0.iter().copied()).collect();
+        let mut arguments: Vec<Size> =
+            extents.into_iter().flat_map(|extent| extent.0.iter().copied()).collect();
         let mut environment = Environment { operands: HashMap::new(), sizes: HashMap::new() };
         for function in functions {
             for access in function.accesses() {
@@ -49,10 +50,9 @@ impl Environment {
         }
         for size in arguments {
             if let Size::Arg(argument) = size {
-                environment
-                    .sizes
-                    .entry(argument)
-                    .or_insert_with(|| emit.builder.ins().load(types::I64, flags(), sizes, 8 * argument as i32));
+                environment.sizes.entry(argument).or_insert_with(|| {
+                    emit.builder.ins().load(types::I64, flags(), sizes, 8 * argument as i32)
+                });
             }
         }
         environment
@@ -173,7 +173,8 @@ impl<'a> Body<'a> {
         for step in &function.steps {
             invariant.push(match step {
                 Step::Load(access) => {
-                    constant(access) && access.indirect.as_ref().is_none_or(|indirect| constant(&indirect.index))
+                    constant(access)
+                        && access.indirect.as_ref().is_none_or(|indirect| constant(&indirect.index))
                 }
                 Step::Constant { .. } => true,
                 Step::Affine { strides, .. } => !along(strides),
@@ -210,8 +211,7 @@ impl<'a> Body<'a> {
         emit.lanes = Lanes::One;
         let count = self.function.steps.len();
         let none = || (0..count).map(|_| None).collect::<Vec<Option<Value>>>();
-        let mut row =
-            Row { accesses: Vec::new(), affine: none(), scalars: none(), vectors: none() };
+        let mut row = Row { accesses: Vec::new(), affine: none(), scalars: none(), vectors: none() };
         for (position, step) in self.function.steps.iter().enumerate() {
             let access = match step {
                 Step::Load(access) | Step::Store { access, .. } => {
@@ -379,10 +379,8 @@ impl<'a> Body<'a> {
             }
             Step::Accumulator(index) => Some(accumulator(emit, *index, i, accumulators)),
             Step::Apply { op, args } => {
-                let args: Option<Vec<(Value, DType)>> = args
-                    .iter()
-                    .map(|id| Some((value_of(id)?, self.dtypes[id.0 as usize]?)))
-                    .collect();
+                let args: Option<Vec<(Value, DType)>> =
+                    args.iter().map(|id| Some((value_of(id)?, self.dtypes[id.0 as usize]?))).collect();
                 let (args, dtypes): (Vec<Value>, Vec<DType>) = args?.into_iter().unzip();
                 // A cast from f32 by way of itself and the like cost nothing; everything else is one operation.
                 Some(match op {

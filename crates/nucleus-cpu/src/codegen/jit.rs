@@ -92,7 +92,8 @@ impl Jit {
         unary.returns.push(AbiParam::new(types::F32));
         let mut import = |name: &str| {
             let imported = module.declare_function(name, Linkage::Import, &unary);
-            imported.map_err(|error| CodegenError::Backend { function: name.to_owned(), why: error.to_string() })
+            imported
+                .map_err(|error| CodegenError::Backend { function: name.to_owned(), why: error.to_string() })
         };
         let (sin, cos) = (import("nucleus_sin")?, import("nucleus_cos")?);
         let mut signature = module.make_signature();

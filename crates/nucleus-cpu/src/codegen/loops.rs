@@ -61,8 +61,7 @@ pub(super) struct RegionValues {
 
 impl RegionValues {
     pub(super) fn load(emit: &mut Emit, region: Value) -> RegionValues {
-        let mut field =
-            |offset: usize| emit.builder.ins().load(types::I64, flags(), region, offset as i32);
+        let mut field = |offset: usize| emit.builder.ins().load(types::I64, flags(), region, offset as i32);
         RegionValues {
             outer_begin: field(std::mem::offset_of!(Region, outer_begin)),
             outer_end: field(std::mem::offset_of!(Region, outer_end)),
@@ -170,7 +169,12 @@ impl Jit {
 }
 
 /// `point` at four positions at once while they fit, then at single ones.
-pub(super) fn inner_loops(emit: &mut Emit, begin: Value, end: Value, point: &mut dyn FnMut(&mut Emit, Value)) {
+pub(super) fn inner_loops(
+    emit: &mut Emit,
+    begin: Value,
+    end: Value,
+    point: &mut dyn FnMut(&mut Emit, Value),
+) {
     emit.lanes = Lanes::Four;
     let (i, _) = emit.count_loop(begin, end, 4, &[], |emit, i, _| {
         point(emit, i);

@@ -22,3 +22,4 @@ pub use error::CodegenError;
 pub use jit::{Code, FunctionId, Jit, LoopFunction, Region};
 pub use loops::{Accumulators, Destination, LoopSpec};
 pub use space::{Extent, Space};
+pub(crate) use space::{append_unit_axis, check, collapse, permute_axes};

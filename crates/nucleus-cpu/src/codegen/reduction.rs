@@ -159,7 +159,8 @@ fn reduce(
     for (position, reduction) in reductions.iter().enumerate() {
         let op = reduction.op;
         emit.lanes = Lanes::Four;
-        let parts = [first[position], sums[count + position], sums[2 * count + position], sums[3 * count + position]];
+        let parts =
+            [first[position], sums[count + position], sums[2 * count + position], sums[3 * count + position]];
         let low = combine(emit, op, parts[0], parts[1]);
         let high = combine(emit, op, parts[2], parts[3]);
         let vector = combine(emit, op, low, high);

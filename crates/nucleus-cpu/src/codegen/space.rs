@@ -1,6 +1,7 @@
 //! Iteration spaces: axes, and which of them can be walked as one.
 
-use nucleus_plan::{Access, ScalarFunction, Size, Step};
+use nucleus_ir::DType;
+use nucleus_plan::{Access, Operand, OperandMode, ScalarFunction, Size, Step};
 
 /// The extent of an axis: a product of sizes, 1 if empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,8 +78,12 @@ pub(crate) fn append_unit_axis(function: &ScalarFunction) -> ScalarFunction {
 
 /// Removes axes of extent 1 and walks neighbouring axes as one where every access allows it. The numbering of the rows stays; the last
 /// axis stays apart if `keep_inner`.
-pub(crate) fn collapse(axes: &[Size], function: &ScalarFunction, keep_inner: bool) -> (Space, ScalarFunction) {
-    let mut axes: Vec<Extent> = axes.iter().map(|&size| size.into()).collect();
+pub(crate) fn collapse(
+    axes: &[Extent],
+    function: &ScalarFunction,
+    keep_inner: bool,
+) -> (Space, ScalarFunction) {
+    let mut axes = axes.to_vec();
     let mut function = function.clone();
     if axes.is_empty() {
         axes.push(Extent::default());
@@ -126,17 +131,19 @@ pub(crate) fn collapse(axes: &[Size], function: &ScalarFunction, keep_inner: boo
 pub(crate) fn check(
     function: &ScalarFunction,
     axes: usize,
-    operands: usize,
+    operands: &[Operand],
     size_args: u32,
-    dtypes: &[Option<nucleus_ir::DType>],
+    dtypes: &[Option<DType>],
 ) -> Result<(), String> {
     let size = |size: &Size| match size {
-        Size::Arg(argument) if *argument >= size_args => Err(format!("size argument {argument} of {size_args}")),
+        Size::Arg(argument) if *argument >= size_args => {
+            Err(format!("size argument {argument} of {size_args}"))
+        }
         _ => Ok(()),
     };
     let direct = |access: &Access| {
-        if access.operand as usize >= operands {
-            return Err(format!("operand {} of {operands}", access.operand));
+        if access.operand as usize >= operands.len() {
+            return Err(format!("operand {} of {}", access.operand, operands.len()));
         }
         if access.strides.len() != axes {
             return Err(format!("an access has {} strides for {axes} axes", access.strides.len()));
@@ -153,8 +160,13 @@ pub(crate) fn check(
                 if let Some(indirect) = &access.indirect {
                     direct(&indirect.index).or_else(fail)?;
                     size(&indirect.stride).or_else(fail)?;
-                    if indirect.index.indirect.is_some() {
-                        return fail("an index that is itself indirect".to_owned());
+                    let index = operands[indirect.index.operand as usize];
+                    let constant = index.dtype == DType::I32 && index.mode == OperandMode::Read;
+                    if !constant || indirect.index.indirect.is_some() {
+                        return fail(
+                            "an index that is itself indirect, or not in an i32 operand that is only read"
+                                .to_owned(),
+                        );
                     }
                 }
             }
@@ -171,11 +183,15 @@ pub(crate) fn check(
             _ => {}
         }
         match step {
-            Step::Store { value, .. } if !earlier(value) || dtypes[value.0 as usize].is_none() => {
-                return fail("it stores no earlier value".to_owned());
+            Step::Store { value, access } => {
+                let dtype = operands[access.operand as usize].dtype;
+                if !earlier(value) || dtypes[value.0 as usize] != Some(dtype) {
+                    return fail(format!("it stores no earlier value of type {dtype}"));
+                }
             }
-            Step::Store { .. } => {}
-            _ if dtypes[position].is_none() => return fail("an operation on types it is not defined for".to_owned()),
+            _ if dtypes[position].is_none() => {
+                return fail("an operation on types it is not defined for".to_owned());
+            }
             _ => {}
         }
     }
@@ -192,7 +208,17 @@ mod tests {
     use super::*;
 
     fn load(strides: &[Size]) -> ScalarFunction {
-        ScalarFunction::load(Access { operand: 0, offset: Size::Const(0), strides: strides.to_vec(), indirect: None })
+        ScalarFunction::load(Access {
+            operand: 0,
+            offset: Size::Const(0),
+            strides: strides.to_vec(),
+            indirect: None,
+        })
+    }
+
+    fn collapse(axes: &[Size], function: &ScalarFunction, keep_inner: bool) -> (Space, ScalarFunction) {
+        let axes: Vec<Extent> = axes.iter().map(|&size| size.into()).collect();
+        super::collapse(&axes, function, keep_inner)
     }
 
     fn strides(function: &ScalarFunction) -> Vec<Size> {

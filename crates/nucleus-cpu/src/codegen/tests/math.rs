@@ -128,10 +128,15 @@ fn roots_are_correctly_rounded_or_nearly() {
 #[test]
 fn a_value_does_not_depend_on_its_position() {
     let x: Vec<f32> = spread(30.0).into_iter().step_by(101).collect();
-    for op in [ScalarOp::Exp, ScalarOp::Tanh, ScalarOp::Sigmoid, ScalarOp::Log, ScalarOp::Sin, ScalarOp::Cos] {
+    for op in [ScalarOp::Exp, ScalarOp::Tanh, ScalarOp::Sigmoid, ScalarOp::Log, ScalarOp::Sin, ScalarOp::Cos]
+    {
         let together = apply(op, &x);
         for (&x, &y) in x.iter().zip(&together).step_by(7) {
-            assert_eq!(apply(op, &[x])[0].to_bits() & 0x7fff_ffff, y.to_bits() & 0x7fff_ffff, "{op:?}({x:e})");
+            assert_eq!(
+                apply(op, &[x])[0].to_bits() & 0x7fff_ffff,
+                y.to_bits() & 0x7fff_ffff,
+                "{op:?}({x:e})"
+            );
         }
     }
 }

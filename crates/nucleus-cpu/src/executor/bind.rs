@@ -1,0 +1,208 @@
+//! From symbolic to actual sizes: everything about a run that follows from the run-time dims, checked once.
+
+use nucleus_ir::{Bindings, Dim, Rate};
+use nucleus_plan::{BufferId, Kernel, Launch, Place, Plan};
+
+use super::bounds::{range, split_accesses};
+use super::error::{BindError, ExecuteError};
+use super::slots::{dense_operands, slots};
+use super::table::{BufferPointer, BufferTable};
+
+/// A plan's sizes for one binding of its dims.
+#[derive(Clone, Debug)]
+pub struct BoundPlan {
+    pub(crate) buffers: Vec<BoundBuffer>,
+    pub(crate) launches: Vec<Vec<i64>>,
+    arenas: [usize; 3],
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BoundBuffer {
+    pub(crate) elements: i64,
+    pub(crate) bytes: usize,
+    arena: Option<(Rate, usize)>,
+}
+
+/// Anchor and scope of a launch, for messages.
+pub(crate) fn place(plan: &Plan, launch: &Launch) -> String {
+    let anchor = plan.kernel(launch.kernel).anchor.name();
+    match &launch.scope {
+        Some(scope) => format!("{anchor} of `{scope}`"),
+        None => anchor.to_owned(),
+    }
+}
+
+impl BoundPlan {
+    /// Evaluates every size of `plan`; the memory of all arenas, and of any one buffer, is at most `limit` bytes.
+    ///
+    /// # Errors
+    /// A dim has no value or one below 1, a constraint does not hold, a size overflows or exceeds the limit, or a launch would leave
+    /// its buffers.
+    pub fn new(plan: &Plan, dims: &Bindings, limit: u64) -> Result<BoundPlan, BindError> {
+        for symbol in &plan.dims {
+            let why = match dims.get(symbol) {
+                None => "has no value".to_owned(),
+                Some(value) if value < 1 => format!("is {value}; sizes are at least 1"),
+                Some(_) => continue,
+            };
+            return Err(BindError::Dim { name: symbol.to_string(), why });
+        }
+        let eval = |dim: &Dim, place: &dyn Fn() -> String| {
+            dim.eval(dims).map_err(|source| BindError::Size { place: place(), source })
+        };
+        for constraint in &plan.constraints {
+            let at = || constraint.what.clone();
+            let (smaller, larger) = (eval(&constraint.smaller, &at)?, eval(&constraint.larger, &at)?);
+            if smaller > larger {
+                return Err(BindError::Constraint {
+                    what: constraint.what.clone(),
+                    smaller: constraint.smaller.to_string(),
+                    smaller_value: smaller,
+                    larger: constraint.larger.to_string(),
+                    larger_value: larger,
+                });
+            }
+        }
+        let checked = |value: i64, what: &dyn Fn() -> String| match usize::try_from(value) {
+            Ok(bytes) if value as u64 <= limit => Ok(bytes),
+            _ => Err(BindError::Memory { what: what(), needed: value.max(0) as u128, limit }),
+        };
+        let arenas = match &plan.arenas {
+            Some(sizes) => {
+                let at = || "the arenas".to_owned();
+                let mut arenas = [0; 3];
+                for (bytes, size) in arenas.iter_mut().zip(sizes) {
+                    *bytes = checked(eval(size, &at)?, &at)?;
+                }
+                let total: u128 = arenas.iter().map(|&bytes| bytes as u128).sum();
+                if total > u128::from(limit) {
+                    return Err(BindError::Memory { what: at(), needed: total, limit });
+                }
+                arenas
+            }
+            None => [0; 3],
+        };
+        let mut buffers = Vec::with_capacity(plan.buffers.len());
+        for (position, buffer) in plan.buffers.iter().enumerate() {
+            let at = || format!("buffer {position}");
+            let mut elements = 1u128;
+            for dim in &buffer.shape {
+                let extent = eval(dim, &at)?;
+                let extent = u128::try_from(extent).map_err(|_| BindError::Size {
+                    place: format!("buffer {position} has extent {extent}"),
+                    source: nucleus_ir::DimError::Overflow,
+                })?;
+                elements = elements.saturating_mul(extent).min(1 << 100);
+            }
+            let needed = elements * buffer.dtype.size() as u128;
+            if needed > u128::from(limit).min(i64::MAX as u128) {
+                return Err(BindError::Memory { what: at(), needed, limit });
+            }
+            let arena = match &buffer.place {
+                Place::Arena { rate, offset: Some(offset) } => {
+                    Some((*rate, checked(eval(offset, &at)?, &at)?))
+                }
+                _ => None,
+            };
+            buffers.push(BoundBuffer { elements: elements as i64, bytes: needed as usize, arena });
+        }
+        let mut launches = Vec::with_capacity(plan.launches.len());
+        for (position, launch) in plan.launches.iter().enumerate() {
+            let at = || format!("launch {position}");
+            let sizes: Result<Vec<i64>, BindError> = launch.sizes.iter().map(|dim| eval(dim, &at)).collect();
+            let sizes = sizes?;
+            check_launch(plan.kernel(launch.kernel), launch, &sizes, &buffers).map_err(|(slot, why)| {
+                BindError::Bounds { launch: position, place: place(plan, launch), slot, why }
+            })?;
+            launches.push(sizes);
+        }
+        Ok(BoundPlan { buffers, launches, arenas })
+    }
+
+    /// Bytes of a buffer.
+    pub fn buffer_bytes(&self, buffer: BufferId) -> usize {
+        self.buffers[buffer.0 as usize].bytes
+    }
+
+    /// Bytes of the arena of a rate.
+    pub fn arena_bytes(&self, rate: Rate) -> usize {
+        self.arenas[rate as usize]
+    }
+
+    /// Gives every buffer of one arena its place in `data`, memory of `bytes` bytes aligned to 64.
+    ///
+    /// # Errors
+    /// The memory is too small for the arena, or a buffer does not fit into it.
+    pub fn place_arena(
+        &self,
+        plan: &Plan,
+        rate: Rate,
+        data: *mut u8,
+        bytes: usize,
+        table: &mut BufferTable,
+    ) -> Result<(), ExecuteError> {
+        let mut needed = self.arena_bytes(rate);
+        for buffer in &self.buffers {
+            if let Some((_, offset)) = buffer.arena.filter(|(of, _)| *of == rate) {
+                needed = needed.max(offset.saturating_add(buffer.bytes));
+            }
+        }
+        if bytes < needed {
+            return Err(ExecuteError::Arena { rate: rate.name(), bytes, needed });
+        }
+        for (position, buffer) in self.buffers.iter().enumerate() {
+            if let Some((_, offset)) = buffer.arena.filter(|(of, _)| *of == rate) {
+                let dtype = plan.buffers[position].dtype;
+                let pointer = BufferPointer { data: data.wrapping_add(offset), bytes: buffer.bytes, dtype };
+                table.set(BufferId(position as u32), pointer);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks that a launch stays inside its buffers; indirect accesses are checked when it runs.
+fn check_launch(
+    kernel: &Kernel,
+    launch: &Launch,
+    sizes: &[i64],
+    buffers: &[BoundBuffer],
+) -> Result<(), (String, String)> {
+    let elements = |operand: u32| buffers[launch.operands[operand as usize].0 as usize].elements;
+    for slot in slots(&kernel.anchor) {
+        let fail = |why: String| Err((slot.name.clone(), why));
+        let extents: Vec<i64> = slot.extents.iter().map(|extent| extent.value(sizes)).collect();
+        if let Some(extent) = extents.iter().find(|&&extent| extent < 0) {
+            return fail(format!("an extent is {extent}"));
+        }
+        if extents.iter().try_fold(1i64, |product, &extent| product.checked_mul(extent)).is_none() {
+            return fail("the iteration space has more than 2^63 points".to_owned());
+        }
+        let (direct, indirect) = split_accesses(slot.function);
+        for access in direct.into_iter().chain(indirect) {
+            let Some((low, high)) = range(access, &extents, sizes) else { continue };
+            let available = elements(access.operand);
+            if low < 0 || high >= i128::from(available) {
+                let operand = access.operand;
+                return fail(format!(
+                    "operand {operand} has {available} elements; {low} to {high} are touched"
+                ));
+            }
+        }
+    }
+    for (operand, shape, one_more) in dense_operands(&kernel.anchor) {
+        let [batch, middle, last] = shape.map(|size| i128::from(size.value(sizes)));
+        if batch < 0 || middle < 0 || last < 0 {
+            return Err((format!("operand {operand}"), "a negative extent".to_owned()));
+        }
+        let needed = batch.saturating_mul(middle.saturating_mul(last).saturating_add(i128::from(one_more)));
+        let available = elements(operand);
+        if needed > i128::from(available) {
+            return Err((
+                format!("operand {operand}"),
+                format!("{available} elements where {needed} are needed"),
+            ));
+        }
+    }
+    Ok(())
+}

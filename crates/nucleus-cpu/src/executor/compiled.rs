@@ -1,0 +1,410 @@
+//! A kernel of the plan with its slots compiled, or recognised as something a micro-kernel reads by itself.
+
+use nucleus_ir::{DType, ScalarOp};
+use nucleus_plan::{
+    Access, Anchor, Attention, Contraction, ExpertChoice, Kernel, Operand, ScalarFunction, SegmentSum, Size,
+    Step, StepId,
+};
+
+use super::slots::{all_columns, slots};
+use crate::codegen::{
+    Accumulators, CodegenError, Destination, Extent, FunctionId, Jit, LoopSpec, Space, append_unit_axis,
+    check, collapse, permute_axes,
+};
+use crate::kernels::{Element, Operand as GemmOperand};
+
+/// The compiled form of an anchor.
+#[derive(Clone, Debug)]
+pub(crate) enum CompiledKernel {
+    /// Rows and columns of the collapsed space, and the loop nest.
+    Map { space: Space, function: FunctionId },
+    /// The reduction over all columns of a range of rows.
+    RowReduction { function: FunctionId },
+    /// Product and epilogue.
+    Contraction(CompiledContraction),
+    /// Attention and its epilogue.
+    Attention(CompiledAttention),
+    /// The choice; affinities are a plain load or computed first.
+    ExpertChoice { affinity: Source },
+    /// Nothing to compile.
+    InvertIndex,
+    /// Base, update and epilogue of a row of sums.
+    SegmentSum { base: FunctionId, update: FunctionId, epilogue: FunctionId },
+}
+
+/// How a micro-kernel gets one of its operands.
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    /// Straight from a buffer, converting elements where they have another type.
+    Load { access: Access, element: Element },
+    /// By a compiled function that fills a block.
+    Fill(FunctionId),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct CompiledContraction {
+    pub(crate) operand: GemmOperand,
+    /// The left factor as a load, if it is one.
+    pub(crate) a: Option<(Access, Element)>,
+    /// The left factor computed: always available.
+    pub(crate) a_fill: FunctionId,
+    pub(crate) b: Source,
+    pub(crate) epilogue: FunctionId,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct CompiledAttention {
+    pub(crate) operand: GemmOperand,
+    pub(crate) q: Source,
+    pub(crate) segments: Vec<CompiledSegment>,
+    pub(crate) epilogue: FunctionId,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct CompiledSegment {
+    pub(crate) k: Source,
+    pub(crate) v: Source,
+    pub(crate) mask: Option<MaskSource>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum MaskSource {
+    Load(Access),
+    Fill(FunctionId),
+}
+
+/// The micro-kernels' name of a float type.
+pub(crate) fn element(dtype: DType) -> Option<Element> {
+    match dtype {
+        DType::F32 => Some(Element::F32),
+        DType::Bf16 => Some(Element::Bf16),
+        DType::F16 => Some(Element::F16),
+        DType::I32 | DType::Bool => None,
+    }
+}
+
+/// The type that products in `dtype` are computed in: products of `f16` are exact in `f32`.
+fn gemm_operand(dtype: DType) -> GemmOperand {
+    if dtype == DType::Bf16 { GemmOperand::Bf16 } else { GemmOperand::F32 }
+}
+
+fn operand_dtype(operand: GemmOperand) -> DType {
+    match operand {
+        GemmOperand::F32 => DType::F32,
+        GemmOperand::Bf16 => DType::Bf16,
+    }
+}
+
+/// The access of a function that is a load, or a load and a conversion that the micro-kernel would make anyway.
+fn as_load(
+    function: &ScalarFunction,
+    operands: &[Operand],
+    operand: GemmOperand,
+) -> Option<(Access, Element)> {
+    let (access, last) = match (function.steps.as_slice(), function.result) {
+        ([Step::Load(access)], Some(StepId(0))) => (access, None),
+        ([Step::Load(access), Step::Apply { op: ScalarOp::Cast(to), args }], Some(StepId(1)))
+            if args[..] == [StepId(0)] =>
+        {
+            (access, Some(*to))
+        }
+        _ => return None,
+    };
+    let loaded = operands[access.operand as usize].dtype;
+    // A rounding to f16 between wider types is not the micro-kernel's.
+    let plain = last.is_none_or(|to| to == loaded || to == operand_dtype(operand));
+    Some((access.clone(), element(loaded)?)).filter(|_| plain)
+}
+
+struct Compiler<'a> {
+    jit: &'a mut Jit,
+    kernel: &'a Kernel,
+}
+
+/// Compiles one kernel.
+pub(crate) fn compile_kernel(
+    jit: &mut Jit,
+    number: usize,
+    kernel: &Kernel,
+) -> Result<CompiledKernel, CodegenError> {
+    for slot in slots(&kernel.anchor) {
+        let malformed =
+            |why: String| CodegenError::Malformed { kernel: number, slot: slot.name.clone(), why };
+        let operands = &kernel.operands;
+        if let Some(access) =
+            slot.function.accesses().find(|access| access.operand as usize >= operands.len())
+        {
+            return Err(malformed(format!("operand {} of {}", access.operand, operands.len())));
+        }
+        let dtypes = slot.function.dtypes(|operand| operands[operand as usize].dtype);
+        check(slot.function, slot.extents.len(), operands, kernel.size_args, &dtypes).map_err(malformed)?;
+        for size in slot.extents.iter().flat_map(|extent| &extent.0) {
+            if matches!(size, Size::Arg(argument) if *argument >= kernel.size_args) {
+                return Err(malformed(
+                    "an extent is a size argument that the launch does not give".to_owned(),
+                ));
+            }
+        }
+    }
+    check_anchor(kernel).map_err(|why| CodegenError::Malformed {
+        kernel: number,
+        slot: kernel.anchor.name().to_owned(),
+        why,
+    })?;
+    Compiler { jit, kernel }.anchor()
+}
+
+/// What the slots alone do not show.
+fn check_anchor(kernel: &Kernel) -> Result<(), String> {
+    let operand = |position: u32, dtype: DType| match kernel.operands.get(position as usize) {
+        Some(operand) if operand.dtype == dtype => Ok(()),
+        Some(operand) => Err(format!("operand {position} is {}, not {dtype}", operand.dtype)),
+        None => Err(format!("operand {position} of {}", kernel.operands.len())),
+    };
+    let result = |name: &str, function: &ScalarFunction, dtype: DType| {
+        let dtypes = function.dtypes(|operand| kernel.operands[operand as usize].dtype);
+        let found = function.result.and_then(|id| dtypes[id.0 as usize]);
+        if found == Some(dtype) { Ok(()) } else { Err(format!("the result of `{name}` is not {dtype}")) }
+    };
+    let sizes =
+        |sizes: &[Size]| match sizes.iter().find(|s| matches!(s, Size::Arg(a) if *a >= kernel.size_args)) {
+            Some(_) => Err("a size argument that the launch does not give".to_owned()),
+            None => Ok(()),
+        };
+    let accumulators = |function: &ScalarFunction, count: u32| {
+        let reads = |step: &Step| matches!(step, Step::Accumulator(index) if *index >= count);
+        match function.steps.iter().any(reads) {
+            true => Err(format!("the epilogue reads an accumulator beyond the {count} there are")),
+            false => Ok(()),
+        }
+    };
+    match &kernel.anchor {
+        Anchor::Map(_) => Ok(()),
+        Anchor::RowReduction(reduction) => {
+            for phase in &reduction.phases {
+                let dtypes = phase.function.dtypes(|operand| kernel.operands[operand as usize].dtype);
+                for reduction in &phase.reductions {
+                    if dtypes.get(reduction.value.0 as usize).copied().flatten() != Some(DType::F32) {
+                        return Err("a reduced value is not f32".to_owned());
+                    }
+                }
+            }
+            Ok(())
+        }
+        Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => {
+            if c.segments == 0 || !c.dtype.is_float() {
+                return Err("no segments, or factors that are no floats".to_owned());
+            }
+            accumulators(&c.epilogue, c.segments)?;
+            result("a", &c.a, c.dtype)?;
+            result("b", &c.b, c.dtype)
+        }
+        Anchor::Attention(attention) => {
+            let grouped = attention.key_heads > 0 && attention.heads.is_multiple_of(attention.key_heads);
+            if !attention.dtype.is_float() || !grouped {
+                return Err("factors that are no floats, or heads that key heads do not divide".to_owned());
+            }
+            accumulators(&attention.epilogue, 1)?;
+            result("q", &attention.q, attention.dtype)?;
+            for segment in &attention.segments {
+                result("k", &segment.k, attention.dtype)?;
+                result("v", &segment.v, attention.dtype)?;
+                if let Some(mask) = &segment.mask {
+                    result("mask", mask, DType::Bool)?;
+                }
+            }
+            Ok(())
+        }
+        Anchor::ExpertChoice(choice) => {
+            operand(choice.slot_token, DType::I32)?;
+            operand(choice.gate, DType::F32)?;
+            sizes(&[choice.capacity])?;
+            result("affinity", &choice.affinity, DType::F32)
+        }
+        Anchor::InvertIndex(invert) => {
+            operand(invert.index, DType::I32)?;
+            operand(invert.offsets_out, DType::I32)?;
+            operand(invert.positions_out, DType::I32)?;
+            sizes(&[invert.batch, invert.positions, invert.targets])
+        }
+        Anchor::SegmentSum(sum) => {
+            operand(sum.offsets, DType::I32)?;
+            operand(sum.positions, DType::I32)?;
+            accumulators(&sum.epilogue, 1)?;
+            result("base", &sum.base, DType::F32)?;
+            result("update", &sum.update, DType::F32)
+        }
+    }
+}
+
+impl Compiler<'_> {
+    fn anchor(&mut self) -> Result<CompiledKernel, CodegenError> {
+        let kernel = self.kernel;
+        match &kernel.anchor {
+            Anchor::Map(map) => {
+                let (space, function) = collapse(&extents(&map.space), &map.function, false);
+                let function =
+                    self.compile("map", &space, &function, Accumulators::Zero, Destination::None)?;
+                Ok(CompiledKernel::Map { space, function })
+            }
+            Anchor::RowReduction(reduction) => {
+                let function =
+                    self.jit.compile_row_reduction("row_reduction", &kernel.operands, reduction)?;
+                Ok(CompiledKernel::RowReduction { function })
+            }
+            Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => {
+                self.contraction(c).map(CompiledKernel::Contraction)
+            }
+            Anchor::Attention(attention) => self.attention(attention).map(CompiledKernel::Attention),
+            Anchor::ExpertChoice(choice) => self.expert_choice(choice),
+            Anchor::InvertIndex(_) => Ok(CompiledKernel::InvertIndex),
+            Anchor::SegmentSum(sum) => self.segment_sum(sum),
+        }
+    }
+
+    fn compile(
+        &mut self,
+        name: &str,
+        space: &Space,
+        function: &ScalarFunction,
+        accumulators: Accumulators,
+        destination: Destination,
+    ) -> Result<FunctionId, CodegenError> {
+        let operands = &self.kernel.operands;
+        self.jit.compile_loop(&LoopSpec { name, operands, space, function, accumulators, destination })
+    }
+
+    /// A function over some axes, the last of which stays apart, that fills a block or finishes one.
+    fn block(
+        &mut self,
+        name: &str,
+        axes: &[Extent],
+        function: &ScalarFunction,
+        accumulators: Accumulators,
+        destination: Destination,
+    ) -> Result<FunctionId, CodegenError> {
+        let (space, function) = collapse(axes, function, true);
+        self.compile(name, &space, &function, accumulators, destination)
+    }
+
+    fn fill(
+        &mut self,
+        name: &str,
+        axes: &[Extent],
+        function: &ScalarFunction,
+        dtype: DType,
+    ) -> Result<FunctionId, CodegenError> {
+        self.block(name, axes, function, Accumulators::Zero, Destination::Block(dtype))
+    }
+
+    fn contraction(&mut self, c: &Contraction) -> Result<CompiledContraction, CodegenError> {
+        let operand = gemm_operand(c.dtype);
+        let dtype = operand_dtype(operand);
+        let rows: Vec<Extent> = extents(&c.batch).into_iter().chain(extents(&c.rows)).collect();
+        let with = |last: Extent| rows.iter().cloned().chain([last]).collect::<Vec<_>>();
+        let a = as_load(&c.a, &self.kernel.operands, operand);
+        let a_fill = self.fill("a", &with(c.depth.into()), &c.a, dtype)?;
+        let b = match as_load(&c.b, &self.kernel.operands, operand)
+            .filter(|(access, _)| access.indirect.is_none())
+        {
+            Some((access, element)) => Source::Load { access, element },
+            None => {
+                let axes: Vec<Extent> =
+                    extents(&c.batch).into_iter().chain([c.depth.into(), all_columns(c)]).collect();
+                Source::Fill(self.fill("b", &axes, &c.b, dtype)?)
+            }
+        };
+        let columns = with(c.columns.into());
+        let epilogue =
+            self.block("epilogue", &columns, &c.epilogue, Accumulators::Block, Destination::None)?;
+        Ok(CompiledContraction { operand, a, a_fill, b, epilogue })
+    }
+
+    /// An operand of attention: a view of a buffer where heads are contiguous, else computed.
+    fn head_source(
+        &mut self,
+        name: &str,
+        axes: &[Extent],
+        function: &ScalarFunction,
+        operand: GemmOperand,
+    ) -> Result<Source, CodegenError> {
+        let viewable =
+            |access: &Access| access.indirect.is_none() && access.strides.last().is_some_and(|s| s.is(1));
+        match as_load(function, &self.kernel.operands, operand) {
+            Some((access, element)) if viewable(&access) => Ok(Source::Load { access, element }),
+            _ => Ok(Source::Fill(self.fill(name, axes, function, operand_dtype(operand))?)),
+        }
+    }
+
+    fn attention(&mut self, attention: &Attention) -> Result<CompiledAttention, CodegenError> {
+        let operand = gemm_operand(attention.dtype);
+        let heads = Size::Const(i64::from(attention.heads));
+        let key_heads = Size::Const(i64::from(attention.key_heads));
+        let head_size = Size::Const(i64::from(attention.head_size));
+        let queries = extents(&[attention.batch, attention.queries, heads, head_size]);
+        let q = self.head_source("q", &queries, &attention.q, operand)?;
+        let mut segments = Vec::with_capacity(attention.segments.len());
+        for segment in &attention.segments {
+            let keys = extents(&[attention.batch, segment.length, key_heads, head_size]);
+            let mask = match &segment.mask {
+                None => None,
+                Some(mask) => Some(match mask.as_load() {
+                    Some(access) if access.indirect.is_none() && access.strides[1].is(1) => {
+                        MaskSource::Load(access.clone())
+                    }
+                    _ => MaskSource::Fill(self.fill("mask", &keys[..2], mask, DType::Bool)?),
+                }),
+            };
+            let k = self.head_source("k", &keys, &segment.k, operand)?;
+            let v = self.head_source("v", &keys, &segment.v, operand)?;
+            segments.push(CompiledSegment { k, v, mask });
+        }
+        // Finished rows come as queries of one head.
+        let by_head = extents(&[attention.batch, heads, attention.queries, head_size]);
+        let function = permute_axes(&attention.epilogue, &[0, 2, 1, 3]);
+        let epilogue = self.block("epilogue", &by_head, &function, Accumulators::Block, Destination::None)?;
+        Ok(CompiledAttention { operand, q, segments, epilogue })
+    }
+
+    fn expert_choice(&mut self, choice: &ExpertChoice) -> Result<CompiledKernel, CodegenError> {
+        let affinity = match choice.affinity.as_load().filter(|access| access.indirect.is_none()) {
+            Some(access) => Source::Load { access: access.clone(), element: Element::F32 },
+            None => {
+                let axes = extents(&[choice.batch, choice.tokens, choice.experts]);
+                Source::Fill(self.fill("affinity", &axes, &choice.affinity, DType::F32)?)
+            }
+        };
+        Ok(CompiledKernel::ExpertChoice { affinity })
+    }
+
+    fn segment_sum(&mut self, sum: &SegmentSum) -> Result<CompiledKernel, CodegenError> {
+        let axes = |middle: Size| {
+            let rest = if sum.rest.is_empty() { &[Size::Const(1)][..] } else { &sum.rest };
+            extents(&[sum.batch, middle]).into_iter().chain(extents(rest)).collect::<Vec<_>>()
+        };
+        let with_rest = |function: &ScalarFunction| {
+            if sum.rest.is_empty() { append_unit_axis(function) } else { function.clone() }
+        };
+        let (targets, positions) = (axes(sum.targets), axes(sum.position_count));
+        let base = self.fill("base", &targets, &with_rest(&sum.base), DType::F32)?;
+        let update = self.block(
+            "update",
+            &positions,
+            &with_rest(&sum.update),
+            Accumulators::Zero,
+            Destination::AddToBlock,
+        )?;
+        let epilogue = self.block(
+            "epilogue",
+            &targets,
+            &with_rest(&sum.epilogue),
+            Accumulators::Block,
+            Destination::None,
+        )?;
+        Ok(CompiledKernel::SegmentSum { base, update, epilogue })
+    }
+}
+
+fn extents(sizes: &[Size]) -> Vec<Extent> {
+    sizes.iter().map(|&size| size.into()).collect()
+}

@@ -1,0 +1,45 @@
+//! Maps and row reductions: compiled loops over chunks of rows.
+
+use nucleus_plan::RowReduction;
+
+use super::launch::{JOB_POINTS, LaunchContext, plain_region, product};
+use crate::codegen::{FunctionId, Space};
+
+impl LaunchContext<'_> {
+    /// Runs a map.
+    ///
+    /// # Safety
+    /// As for `execute`.
+    pub(crate) unsafe fn map(&self, space: &Space, function: FunctionId) {
+        let rows = space.rows(self.sizes);
+        let columns = space.inner.value(self.sizes);
+        if rows >= 2 * self.threads.count() as i64 || rows.saturating_mul(columns) < 2 * JOB_POINTS {
+            return self.for_rows(rows, columns, |begin, end| {
+                // SAFETY: the points of different rows store to different places.
+                unsafe { self.call(function, &plain_region(begin..end, 0..columns)) }
+            });
+        }
+        // Few long rows: cut the columns, at multiples of a vector.
+        let groups = columns.div_euclid(16) + 1;
+        self.for_rows(groups, rows.saturating_mul(16), |begin, end| {
+            let columns = (16 * begin)..(16 * end).min(columns);
+            // SAFETY: the points of different columns store to different places.
+            unsafe { self.call(function, &plain_region(0..rows, columns)) }
+        });
+    }
+
+    /// Runs a row reduction. A row is never cut, so its sums do not depend on the number of threads.
+    ///
+    /// # Safety
+    /// As for `execute`.
+    pub(crate) unsafe fn row_reduction(&self, reduction: &RowReduction, function: FunctionId) {
+        let rows = product(&self.values(&reduction.rows));
+        let passes = reduction.phases.len() as i64 + 1;
+        let points = self.size(reduction.columns).saturating_mul(passes);
+        self.for_rows(rows, points, |begin, end| {
+            // A row without columns still has row results: the column range is not the function's loop bound.
+            // SAFETY: different rows store to different places.
+            unsafe { self.call(function, &plain_region(begin..end, 0..1)) }
+        });
+    }
+}

@@ -1,0 +1,240 @@
+//! The launches of a stage in order.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use nucleus_ir::Rate;
+use nucleus_plan::{Anchor, BufferId, Launch, Place, Plan};
+
+use super::bind::{BoundPlan, place};
+use super::bounds::{allowed_indices, find_index_outside, split_accesses};
+use super::compiled::CompiledKernel;
+use super::error::ExecuteError;
+use super::launch::LaunchContext;
+use super::routing::RoutingError;
+use super::slots::slots;
+use super::table::BufferTable;
+use crate::program::CpuProgram;
+
+/// Wall times of launches, added up over runs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Profile {
+    /// Seconds by the launch's number in the plan.
+    pub seconds: Vec<f64>,
+}
+
+impl Profile {
+    /// Seconds and launches by the anchor's name.
+    pub fn by_anchor(&self, plan: &Plan) -> BTreeMap<&'static str, (f64, usize)> {
+        let mut totals = BTreeMap::new();
+        for (launch, &seconds) in plan.launches.iter().zip(&self.seconds) {
+            let total = totals.entry(plan.kernel(launch.kernel).anchor.name()).or_insert((0.0, 0));
+            total.0 += seconds;
+            total.1 += 1;
+        }
+        totals
+    }
+}
+
+/// What a thread said when it panicked.
+pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}
+
+/// The name of a weight or state in parentheses, for messages.
+pub(crate) fn buffer_name(plan: &Plan, buffer: BufferId) -> String {
+    match &plan.buffer(buffer).place {
+        Place::Weight(name) => format!(" (weight `{name}`)"),
+        Place::State(name) => format!(" (state `{name}`)"),
+        Place::Input(position) => match plan.inputs.get(*position as usize) {
+            Some(input) => format!(" (input `{}`)", input.name),
+            None => String::new(),
+        },
+        Place::Output(position) => match plan.outputs.get(*position as usize) {
+            Some(output) => format!(" (output `{}`)", output.name),
+            None => String::new(),
+        },
+        Place::Arena { rate, .. } => format!(" ({rate})"),
+    }
+}
+
+impl CpuProgram {
+    /// Runs the launches of one stage. Values of slower stages must be in their buffers.
+    ///
+    /// # Errors
+    /// A buffer is missing or too small, an index lies outside what it indexes, or a routing kernel refuses its operands. Outputs
+    /// then hold anything.
+    ///
+    /// # Safety
+    /// Every buffer of the table points to as much memory as it says, alive and used by nothing else until this returns; buffers
+    /// that launches only read may be shared. The plan is one that `nucleus_plan`'s verifier accepts: the points of a launch do
+    /// not write what others of its points touch.
+    pub unsafe fn execute(
+        &self,
+        bound: &BoundPlan,
+        stage: Rate,
+        table: &BufferTable,
+        mut profile: Option<&mut Profile>,
+    ) -> Result<(), ExecuteError> {
+        let plan = self.plan();
+        if bound.launches.len() != plan.launches.len() || bound.buffers.len() != plan.buffers.len() {
+            return Err(ExecuteError::OtherPlan);
+        }
+        if let Some(profile) = profile.as_deref_mut() {
+            profile.seconds.resize(plan.launches.len(), 0.0);
+        }
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            self.threads().install(|| {
+                for (number, launch) in plan.launches.iter().enumerate().filter(|(_, l)| l.stage == stage) {
+                    let started = Instant::now();
+                    // SAFETY: passed on.
+                    let outcome = catch_unwind(AssertUnwindSafe(|| unsafe {
+                        self.launch(bound, number, launch, table)
+                    }));
+                    outcome.unwrap_or_else(|payload| {
+                        let message = panic_message(payload.as_ref());
+                        Err(ExecuteError::Panic { launch: number, place: place(plan, launch), message })
+                    })?;
+                    if let Some(profile) = profile.as_deref_mut() {
+                        profile.seconds[number] += started.elapsed().as_secs_f64();
+                    }
+                }
+                Ok(())
+            })
+        }));
+        outcome.unwrap_or_else(|payload| {
+            let message = panic_message(payload.as_ref());
+            Err(ExecuteError::Panic { launch: 0, place: "all launches".to_owned(), message })
+        })
+    }
+
+    /// The address of every operand; null where the launch needs none.
+    fn operands(
+        &self,
+        bound: &BoundPlan,
+        number: usize,
+        launch: &Launch,
+        table: &BufferTable,
+    ) -> Result<Vec<*mut u8>, ExecuteError> {
+        let plan = self.plan();
+        let mut operands = Vec::with_capacity(launch.operands.len());
+        for (position, &buffer) in launch.operands.iter().enumerate() {
+            let fail = |why: String| {
+                Err(ExecuteError::Buffer { buffer: buffer.0, name: buffer_name(plan, buffer), why })
+            };
+            if !self.needs_operand(number, position) {
+                operands.push(std::ptr::null_mut());
+                continue;
+            }
+            let Some(pointer) = table.get(buffer) else { return fail("it has no memory".to_owned()) };
+            let dtype = plan.buffer(buffer).dtype;
+            if pointer.dtype != dtype {
+                let name = buffer_name(plan, buffer);
+                return Err(ExecuteError::stored_type(buffer.0, name, pointer.dtype, dtype));
+            }
+            let needed = bound.buffers[buffer.0 as usize].bytes;
+            if pointer.bytes < needed {
+                return fail(format!("it has {} bytes where {needed} are needed", pointer.bytes));
+            }
+            operands.push(pointer.data);
+        }
+        Ok(operands)
+    }
+
+    unsafe fn launch(
+        &self,
+        bound: &BoundPlan,
+        number: usize,
+        launch: &Launch,
+        table: &BufferTable,
+    ) -> Result<(), ExecuteError> {
+        let plan = self.plan();
+        let kernel = plan.kernel(launch.kernel);
+        let operands = self.operands(bound, number, launch, table)?;
+        let context = LaunchContext {
+            kernel,
+            operands: &operands,
+            sizes: &bound.launches[number],
+            code: self.code(),
+            threads: self.threads(),
+            isa: self.isa(),
+        };
+        let fail = |why: &str| {
+            Err(ExecuteError::Launch { launch: number, place: place(plan, launch), why: why.to_owned() })
+        };
+        // SAFETY: the table's memory is the caller's promise; affine accesses were checked against it when sizes were bound, indirect
+        // ones are checked here.
+        unsafe {
+            if self.has_indices(launch.kernel) {
+                check_indices(&context, bound, launch).map_err(|(slot, value, size)| {
+                    ExecuteError::Index { launch: number, place: place(plan, launch), slot, value, size }
+                })?;
+            }
+            let routed = match (self.compiled(launch.kernel), &kernel.anchor) {
+                (CompiledKernel::Map { space, function }, _) => {
+                    context.map(space, *function);
+                    Ok(())
+                }
+                (CompiledKernel::RowReduction { function }, Anchor::RowReduction(reduction)) => {
+                    context.row_reduction(reduction, *function);
+                    Ok(())
+                }
+                (CompiledKernel::Contraction(compiled), Anchor::Matmul(c) | Anchor::GroupedMatmul(c)) => {
+                    context.contraction(c, compiled, self.packed_factor(number));
+                    Ok(())
+                }
+                (CompiledKernel::Attention(compiled), Anchor::Attention(attention)) => {
+                    context.attention(attention, compiled);
+                    Ok(())
+                }
+                (CompiledKernel::ExpertChoice { affinity }, Anchor::ExpertChoice(choice)) => {
+                    context.expert_choice(choice, affinity)
+                }
+                (CompiledKernel::InvertIndex, Anchor::InvertIndex(invert)) => context.invert_index(invert),
+                (CompiledKernel::SegmentSum { base, update, epilogue }, Anchor::SegmentSum(sum)) => {
+                    context.segment_sum(sum, [*base, *update, *epilogue])
+                }
+                _ => return fail("the kernel was compiled as something else"),
+            };
+            match routed {
+                Ok(()) => Ok(()),
+                Err(RoutingError::Kernel(source)) => {
+                    Err(ExecuteError::Kernel { launch: number, place: place(plan, launch), source })
+                }
+                Err(RoutingError::BadRows) => {
+                    fail("the inverted index map has rows out of order or positions out of range")
+                }
+            }
+        }
+    }
+}
+
+/// Looks at every index a launch will load. The error is the slot, the index and the number of places there are.
+unsafe fn check_indices(
+    context: &LaunchContext,
+    bound: &BoundPlan,
+    launch: &Launch,
+) -> Result<(), (String, i64, i64)> {
+    for slot in slots(&context.kernel.anchor) {
+        let (_, indirect) = split_accesses(slot.function);
+        let extents: Vec<i64> = slot.extents.iter().map(|extent| extent.value(context.sizes)).collect();
+        for access in indirect {
+            let Some(through) = &access.indirect else { continue };
+            let buffer = launch.operands[access.operand as usize];
+            let elements = bound.buffers[buffer.0 as usize].elements;
+            let stride = context.size(through.stride);
+            let allowed = allowed_indices(access, stride, &extents, context.sizes, elements);
+            let data = context.operands[through.index.operand as usize].cast_const().cast();
+            // SAFETY: the index access was checked against its buffer when sizes were bound.
+            let found =
+                unsafe { find_index_outside(&through.index, &extents, context.sizes, data, &allowed) };
+            if let Some(value) = found {
+                return Err((slot.name, value, allowed.end));
+            }
+        }
+    }
+    Ok(())
+}

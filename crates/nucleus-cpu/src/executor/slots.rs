@@ -1,0 +1,103 @@
+//! The scalar functions of an anchor with the extents of their iteration spaces.
+
+use nucleus_plan::{Anchor, Contraction, ScalarFunction, Size};
+
+use crate::codegen::Extent;
+
+/// One slot of an anchor.
+pub(crate) struct Slot<'a> {
+    pub(crate) name: String,
+    pub(crate) extents: Vec<Extent>,
+    pub(crate) function: &'a ScalarFunction,
+}
+
+fn slot<'a>(name: impl Into<String>, extents: &[&[Size]], function: &'a ScalarFunction) -> Slot<'a> {
+    let extents = extents.iter().flat_map(|sizes| sizes.iter()).map(|&size| size.into()).collect();
+    Slot { name: name.into(), extents, function }
+}
+
+/// The columns of all segments of a contraction.
+pub(crate) fn all_columns(contraction: &Contraction) -> Extent {
+    Extent(vec![contraction.columns, Size::Const(i64::from(contraction.segments))])
+}
+
+/// Every slot of an anchor.
+pub(crate) fn slots(anchor: &Anchor) -> Vec<Slot<'_>> {
+    match anchor {
+        Anchor::Map(map) => vec![slot("function", &[&map.space], &map.function)],
+        Anchor::RowReduction(reduction) => {
+            let columns = [reduction.columns];
+            let full: [&[Size]; 2] = [&reduction.rows, &columns];
+            let phases = reduction.phases.iter().enumerate();
+            let mut list: Vec<Slot> =
+                phases.map(|(i, phase)| slot(format!("phase{i}"), &full, &phase.function)).collect();
+            list.push(slot("row", &[&reduction.rows], &reduction.row));
+            list.push(slot("element", &full, &reduction.element));
+            list
+        }
+        Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => {
+            let mut b = slot("b", &[&c.batch, &[c.depth]], &c.b);
+            b.extents.push(all_columns(c));
+            vec![
+                slot("a", &[&c.batch, &c.rows, &[c.depth]], &c.a),
+                b,
+                slot("epilogue", &[&c.batch, &c.rows, &[c.columns]], &c.epilogue),
+            ]
+        }
+        Anchor::Attention(attention) => {
+            let head_size = Size::Const(i64::from(attention.head_size));
+            let heads = Size::Const(i64::from(attention.heads));
+            let key_heads = Size::Const(i64::from(attention.key_heads));
+            let queries = [attention.batch, attention.queries, heads, head_size];
+            let mut list = vec![slot("q", &[&queries], &attention.q)];
+            for (i, segment) in attention.segments.iter().enumerate() {
+                let keys = [attention.batch, segment.length, key_heads, head_size];
+                list.push(slot(format!("k{i}"), &[&keys], &segment.k));
+                list.push(slot(format!("v{i}"), &[&keys], &segment.v));
+                if let Some(mask) = &segment.mask {
+                    list.push(slot(format!("mask{i}"), &[&keys[..2]], mask));
+                }
+            }
+            list.push(slot("epilogue", &[&queries], &attention.epilogue));
+            list
+        }
+        Anchor::ExpertChoice(choice) => {
+            vec![slot("affinity", &[&[choice.batch, choice.tokens, choice.experts]], &choice.affinity)]
+        }
+        Anchor::InvertIndex(_) => Vec::new(),
+        Anchor::SegmentSum(sum) => {
+            let target: [&[Size]; 2] = [&[sum.batch, sum.targets], &sum.rest];
+            let position: [&[Size]; 2] = [&[sum.batch, sum.position_count], &sum.rest];
+            vec![
+                slot("base", &target, &sum.base),
+                slot("update", &position, &sum.update),
+                slot("epilogue", &target, &sum.epilogue),
+            ]
+        }
+    }
+}
+
+/// Operands that an anchor reads or writes whole, densely: operand and number of elements as a product of sizes, plus one per batch
+/// item where the flag is set.
+pub(crate) fn dense_operands(anchor: &Anchor) -> Vec<(u32, [Size; 3], bool)> {
+    let one = Size::Const(1);
+    match anchor {
+        Anchor::ExpertChoice(choice) => {
+            let shape = [choice.batch, choice.experts, choice.capacity];
+            vec![(choice.slot_token, shape, false), (choice.gate, shape, false)]
+        }
+        Anchor::InvertIndex(invert) => {
+            let positions = [invert.batch, invert.positions, one];
+            vec![
+                (invert.index, positions, false),
+                (invert.positions_out, positions, false),
+                (invert.offsets_out, [invert.batch, invert.targets, one], true),
+            ]
+        }
+        Anchor::SegmentSum(sum) => vec![
+            (sum.offsets, [sum.batch, sum.targets, one], true),
+            (sum.positions, [sum.batch, sum.position_count, one], false),
+        ],
+        _ => Vec::new(),
+    }
+}

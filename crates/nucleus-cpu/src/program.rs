@@ -1,0 +1,395 @@
+//! A plan compiled for this machine.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use nucleus_ir::{Bindings, DType, Dim, Rate};
+use nucleus_plan::{Anchor, BufferId, Contraction, Kernel, KernelId, Launch, Place, Plan, Size};
+
+use crate::buffer::AlignedBuffer;
+use crate::codegen::{Code, Jit};
+use crate::executor::compiled::{CompiledKernel, Source, compile_kernel, element};
+use crate::executor::pack::{PackJob, RightFactor, pack_items};
+use crate::executor::slots::{dense_operands, slots};
+use crate::executor::{BindError, BoundAccess, BoundPlan, BufferTable, CompileError, ExecuteError, range};
+use crate::kernels::{Element, Isa, Operand, packed_bytes};
+use crate::threads::Threads;
+
+/// How to compile and run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Worker threads; 0 means one per CPU.
+    pub threads: usize,
+    /// The instruction set of the micro-kernels; `None` means the fastest, or what `NUCLEUS_ISA` names.
+    pub isa: Option<Isa>,
+    /// The most bytes that the arenas together, or any one buffer, may have.
+    pub memory_limit: u64,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { threads: 0, isa: None, memory_limit: 1 << 40 }
+    }
+}
+
+/// How a program uses a weight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightUse {
+    /// Its name.
+    pub name: String,
+    /// Its buffer.
+    pub buffer: BufferId,
+    /// Launches read it where it lies, in the plan's type: its memory must stay.
+    pub plain: bool,
+    /// It is packed by [`CpuProgram::prepare`]: if it is not also plain, its memory may go afterwards.
+    pub packed: bool,
+    /// It may be stored as any float type.
+    pub any_float: bool,
+}
+
+/// A right factor that is packed once.
+#[derive(Debug)]
+struct Prepacked {
+    key: PackKey,
+    layout: RightFactor,
+    memory: Option<AlignedBuffer>,
+    ready: Option<RightFactor>,
+}
+
+/// What tells one packed right factor from another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct PackKey {
+    buffer: BufferId,
+    operand: Operand,
+    offset: i64,
+    strides: Vec<i64>,
+    batch: Vec<i64>,
+    sizes: (usize, usize, usize),
+}
+
+/// A plan compiled for this machine, with its threads and packed weights.
+#[derive(Debug)]
+pub struct CpuProgram {
+    plan: Plan,
+    kernels: Vec<CompiledKernel>,
+    indices: Vec<bool>,
+    code: Code,
+    threads: Threads,
+    isa: Isa,
+    memory_limit: u64,
+    prepacked: Vec<Prepacked>,
+    /// For each launch the packed factor it uses.
+    launch_packs: Vec<Option<usize>>,
+    /// For each launch which operands must have memory.
+    needed: Vec<Vec<bool>>,
+}
+
+impl CpuProgram {
+    /// Compiles every kernel of a verified plan.
+    ///
+    /// # Errors
+    /// A kernel or launch is malformed, the machine cannot run generated code, or the threads do not start.
+    pub fn compile(plan: Plan, options: Options) -> Result<CpuProgram, CompileError> {
+        let isa = match options.isa {
+            Some(isa) => isa,
+            None => Isa::select()?,
+        };
+        check_launches(&plan)?;
+        let mut jit = Jit::new()?;
+        let kernels = plan
+            .kernels
+            .iter()
+            .enumerate()
+            .map(|(number, kernel)| compile_kernel(&mut jit, number, kernel))
+            .collect::<Result<Vec<_>, _>>()?;
+        let code = jit.finish()?;
+        let indices = plan.kernels.iter().map(has_indices).collect();
+        let mut program = CpuProgram {
+            threads: Threads::new(options.threads)?,
+            kernels,
+            indices,
+            code,
+            isa,
+            memory_limit: options.memory_limit,
+            prepacked: Vec::new(),
+            launch_packs: Vec::new(),
+            needed: Vec::new(),
+            plan,
+        };
+        for launch in 0..program.plan.launches.len() {
+            let packed = program.plan_pack(launch);
+            program.launch_packs.push(packed);
+            let needed = operand_uses(&program.plan, launch, packed.is_some());
+            program.needed.push(needed);
+        }
+        Ok(program)
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The worker threads; a runtime may use them for its own loops.
+    pub fn threads(&self) -> &Threads {
+        &self.threads
+    }
+
+    /// The instruction set of the micro-kernels.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    pub(crate) fn code(&self) -> &Code {
+        &self.code
+    }
+
+    pub(crate) fn compiled(&self, kernel: KernelId) -> &CompiledKernel {
+        &self.kernels[kernel.0 as usize]
+    }
+
+    pub(crate) fn has_indices(&self, kernel: KernelId) -> bool {
+        self.indices[kernel.0 as usize]
+    }
+
+    pub(crate) fn packed_factor(&self, launch: usize) -> Option<&RightFactor> {
+        self.prepacked[self.launch_packs[launch]?].ready.as_ref()
+    }
+
+    /// Whether a launch needs an operand's memory: a right factor that has been packed is not read again.
+    pub(crate) fn needs_operand(&self, launch: usize, operand: usize) -> bool {
+        self.needed[launch][operand] || self.packed_factor(launch).is_none()
+    }
+
+    /// Evaluates the plan's sizes.
+    ///
+    /// # Errors
+    /// See [`BoundPlan::new`].
+    pub fn bind(&self, dims: &Bindings) -> Result<BoundPlan, BindError> {
+        BoundPlan::new(&self.plan, dims, self.memory_limit)
+    }
+
+    /// How each weight is used, in the order of the plan's buffers. Weights that no launch uses are absent.
+    pub fn weight_uses(&self) -> Vec<WeightUse> {
+        let mut uses = Vec::new();
+        for (position, buffer) in self.plan.buffers.iter().enumerate() {
+            let Place::Weight(name) = &buffer.place else { continue };
+            let id = BufferId(position as u32);
+            let mut plain = false;
+            for (launch, needed) in self.plan.launches.iter().zip(&self.needed) {
+                plain |=
+                    launch.operands.iter().zip(needed).any(|(&operand, &needed)| needed && operand == id);
+            }
+            let packs: Vec<&PackKey> =
+                self.prepacked.iter().map(|pack| &pack.key).filter(|key| key.buffer == id).collect();
+            let any_float = !plain && packs.iter().all(|key| any_float(buffer.dtype, key.operand));
+            if plain || !packs.is_empty() {
+                uses.push(WeightUse {
+                    name: name.clone(),
+                    buffer: id,
+                    plain,
+                    packed: !packs.is_empty(),
+                    any_float,
+                });
+            }
+        }
+        uses
+    }
+
+    /// Bytes that [`CpuProgram::prepare`] takes for packed factors.
+    pub fn packed_bytes(&self) -> usize {
+        self.prepacked.iter().map(|pack| pack.layout.bytes()).sum()
+    }
+
+    /// Packs every right factor that does not change after the stage `model`, weights first come first served; run it when that stage
+    /// has run. `packed` hears each weight's name when all its uses are packed. Launches run without it too, packing each time.
+    ///
+    /// # Errors
+    /// A buffer is missing, too small, or of a type that cannot be converted.
+    ///
+    /// # Safety
+    /// As for [`CpuProgram::execute`].
+    pub unsafe fn prepare(
+        &mut self,
+        table: &BufferTable,
+        packed: &mut dyn FnMut(&str),
+    ) -> Result<(), ExecuteError> {
+        let mut order: Vec<usize> = (0..self.prepacked.len()).collect();
+        order.sort_by_key(|&position| self.prepacked[position].key.buffer);
+        for (place, &position) in order.iter().enumerate() {
+            // SAFETY: passed on.
+            unsafe { self.pack(position, table)? };
+            let buffer = self.prepacked[position].key.buffer;
+            let last = order.get(place + 1).is_none_or(|&next| self.prepacked[next].key.buffer != buffer);
+            if let (true, Place::Weight(name)) = (last, &self.plan.buffer(buffer).place) {
+                packed(name);
+            }
+        }
+        Ok(())
+    }
+
+    unsafe fn pack(&mut self, position: usize, table: &BufferTable) -> Result<(), ExecuteError> {
+        let Prepacked { key, layout, .. } = &self.prepacked[position];
+        let buffer = self.plan.buffer(key.buffer);
+        let name = || crate::executor::buffer_name(&self.plan, key.buffer);
+        let fail = |why: String| Err(ExecuteError::Buffer { buffer: key.buffer.0, name: name(), why });
+        let Some(pointer) = table.get(key.buffer) else { return fail("it has no memory".to_owned()) };
+        let stored = match element(pointer.dtype) {
+            Some(stored) if pointer.dtype == buffer.dtype || any_float(buffer.dtype, key.operand) => stored,
+            _ => return Err(ExecuteError::stored_type(key.buffer.0, name(), pointer.dtype, buffer.dtype)),
+        };
+        let elements = constant_elements(&self.plan, key.buffer).unwrap_or(i64::MAX as i128);
+        let needed = elements.saturating_mul(stored.size() as i128);
+        if (pointer.bytes as i128) < needed {
+            return fail(format!("it has {} bytes where {needed} are needed", pointer.bytes));
+        }
+        let memory = AlignedBuffer::zeroed(layout.bytes());
+        let access = BoundAccess { operand: 0, offset: key.offset, strides: key.strides.clone() };
+        let job = PackJob {
+            threads: &self.threads,
+            isa: self.isa,
+            operand: key.operand,
+            element: stored,
+            access: &access,
+            batch: &key.batch,
+            sizes: key.sizes,
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            // SAFETY: the access was checked against the buffer's shape when the program was compiled, and the buffer has that many
+            // elements; the memory is as large as the layout says.
+            unsafe { pack_items(&job, pointer.data, memory.as_ptr()) }
+        }));
+        if let Err(payload) = outcome {
+            return fail(format!(
+                "packing failed inside: {}",
+                crate::executor::panic_message(payload.as_ref())
+            ));
+        }
+        let ready = layout.clone().with_data(memory.as_ptr());
+        let pack = &mut self.prepacked[position];
+        pack.ready = Some(ready);
+        pack.memory = Some(memory);
+        Ok(())
+    }
+
+    /// The packed factor that a launch can use: the right factor is a load from a weight or from a value of stage `model`, and its
+    /// sizes do not depend on the run-time dims.
+    fn plan_pack(&mut self, number: usize) -> Option<usize> {
+        let launch = &self.plan.launches[number];
+        let contraction = contraction(self.plan.kernel(launch.kernel))?;
+        let CompiledKernel::Contraction(compiled) = self.compiled(launch.kernel) else { return None };
+        let Source::Load { access, element: loaded } = &compiled.b else { return None };
+        let buffer = launch.operands[access.operand as usize];
+        let constant = |size: Size| match size {
+            Size::Const(value) => Some(value),
+            Size::Arg(argument) => launch.sizes.get(argument as usize)?.as_constant(),
+        };
+        let constants =
+            |sizes: &[Size]| sizes.iter().map(|&size| constant(size)).collect::<Option<Vec<i64>>>();
+        let settled = match &self.plan.buffer(buffer).place {
+            Place::Weight(_) => true,
+            Place::Arena { rate, .. } => *rate == Rate::Model,
+            Place::Input(_) | Place::Output(_) | Place::State(_) => false,
+        };
+        if launch.stage == Rate::Model || !settled {
+            return None;
+        }
+        let (batch, strides) = (constants(&contraction.batch)?, constants(&access.strides)?);
+        let (k, n) = (constant(contraction.depth)?, constant(contraction.columns)?);
+        let (k, n) = (usize::try_from(k).ok()?, usize::try_from(n).ok()?);
+        let segments = contraction.segments as usize;
+        let offset = constant(access.offset)?;
+        // The whole factor must lie inside the buffer, whose own size must be settled too.
+        let mut extents = batch.clone();
+        extents.extend([k as i64, n.checked_mul(segments)? as i64]);
+        let direct = nucleus_plan::Access {
+            operand: 0,
+            offset: Size::Const(offset),
+            strides: strides.iter().copied().map(Size::Const).collect(),
+            indirect: None,
+        };
+        let (low, high) = range(&direct, &extents, &[])?;
+        let elements = constant_elements(&self.plan, buffer)?;
+        if low < 0
+            || high >= elements
+            || strides.iter().any(|&stride| stride < 0)
+            || *loaded != element(self.plan.buffer(buffer).dtype)?
+        {
+            return None;
+        }
+        let operand = compiled.operand;
+        let item_bytes = packed_bytes(self.isa, operand, k, n) * segments;
+        let layout = RightFactor::layout(&strides[..batch.len()], &batch, item_bytes);
+        let key = PackKey { buffer, operand, offset, strides, batch, sizes: (k, n, segments) };
+        let known = self.prepacked.iter().position(|pack| pack.key == key);
+        Some(known.unwrap_or_else(|| {
+            self.prepacked.push(Prepacked { key, layout, memory: None, ready: None });
+            self.prepacked.len() - 1
+        }))
+    }
+}
+
+/// Whether packing may read any float type in place of the plan's: the operand type is the plan's, so that both ways round once.
+fn any_float(planned: DType, operand: Operand) -> bool {
+    element(planned) == Some(operand.element()) && operand.element() != Element::F16
+}
+
+fn contraction(kernel: &Kernel) -> Option<&Contraction> {
+    match &kernel.anchor {
+        Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => Some(c),
+        _ => None,
+    }
+}
+
+fn has_indices(kernel: &Kernel) -> bool {
+    slots(&kernel.anchor).iter().any(|slot| slot.function.accesses().any(|access| access.indirect.is_some()))
+}
+
+/// Elements of a buffer whose shape has no run-time dim.
+fn constant_elements(plan: &Plan, buffer: BufferId) -> Option<i128> {
+    let shape = &plan.buffer(buffer).shape;
+    shape.iter().try_fold(1i128, |product, dim: &Dim| product.checked_mul(i128::from(dim.as_constant()?)))
+}
+
+/// Which operands a launch reads or writes besides a packed right factor.
+fn operand_uses(plan: &Plan, launch: usize, packed: bool) -> Vec<bool> {
+    let launch = &plan.launches[launch];
+    let anchor = &plan.kernel(launch.kernel).anchor;
+    let mut used = vec![false; launch.operands.len()];
+    for slot in slots(anchor).iter().filter(|slot| !(packed && slot.name == "b")) {
+        slot.function.accesses().for_each(|access| used[access.operand as usize] = true);
+    }
+    dense_operands(anchor).iter().for_each(|(operand, _, _)| used[*operand as usize] = true);
+    used
+}
+
+/// Launches must fit their kernels in number and type of operands and sizes.
+fn check_launches(plan: &Plan) -> Result<(), CompileError> {
+    for (number, launch) in plan.launches.iter().enumerate() {
+        check_launch(plan, launch).map_err(|why| CompileError::Launch { launch: number, why })?;
+    }
+    Ok(())
+}
+
+fn check_launch(plan: &Plan, launch: &Launch) -> Result<(), String> {
+    let Some(kernel) = plan.kernels.get(launch.kernel.0 as usize) else {
+        return Err(format!("there is no kernel {}", launch.kernel.0));
+    };
+    let (given, wanted) = (launch.operands.len(), kernel.operands.len());
+    if given != wanted {
+        return Err(format!("{given} operands for a kernel of {wanted}"));
+    }
+    let (given, wanted) = (launch.sizes.len(), kernel.size_args as usize);
+    if given != wanted {
+        return Err(format!("{given} sizes for a kernel of {wanted}"));
+    }
+    for (position, (&buffer, operand)) in launch.operands.iter().zip(&kernel.operands).enumerate() {
+        match plan.buffers.get(buffer.0 as usize) {
+            Some(buffer) if buffer.dtype == operand.dtype => {}
+            Some(buffer) => {
+                return Err(format!("operand {position} is {}, its buffer {}", operand.dtype, buffer.dtype));
+            }
+            None => return Err(format!("there is no buffer {}", buffer.0)),
+        }
+    }
+    Ok(())
+}
