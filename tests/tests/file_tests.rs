@@ -150,7 +150,7 @@ fn run_file(path: &Path) -> Result<(), String> {
             if has_errors(&diagnostics) {
                 Err(render(&sources, &diagnostics, false))
             } else {
-                Ok(format!("{} items\n", module.items.len()))
+                Ok(nucleus_ir::printer::print(&module))
             }
         }
         "verify" => load(&mut sources, file).map(|program| render(&sources, program.warnings(), false)),

@@ -7,8 +7,9 @@ pub mod pipeline;
 pub mod precision;
 pub mod rewrite;
 pub mod route;
-pub mod simplify;
 pub mod schedule;
+pub mod simplify;
 pub mod stage;
 
 pub use error::PassError;
+pub use pipeline::{CompileError, CompileOptions, Observer, PassTiming, compile_entry};

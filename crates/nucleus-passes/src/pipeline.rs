@@ -13,8 +13,10 @@ use nucleus_plan::Plan;
 
 use crate::elaborate::{Config, Program, elaborate};
 use crate::error::PassError;
+use crate::fuse::fuse;
 use crate::precision::precision;
 use crate::route::route;
+use crate::schedule::schedule;
 use crate::simplify::simplify;
 use crate::stage::stage;
 
@@ -69,6 +71,16 @@ pub const PASSES: &[Pass] = &[
         about: "turns scatters into sums over inverted index maps, in a fixed order",
         kind: PassKind::Graph(|graph, _| route(graph)),
     },
+    Pass {
+        name: "fuse",
+        about: "forms kernels: an anchor with a prologue and an epilogue of scalar expressions",
+        kind: PassKind::Lower(fuse),
+    },
+    Pass {
+        name: "schedule",
+        about: "orders launches: by stage, producers close to consumers",
+        kind: PassKind::Plan(schedule),
+    },
 ];
 
 /// The pass of that name.
@@ -112,7 +124,9 @@ impl Form {
 
     fn verify(&self, pass: &'static str) -> Result<(), PassError> {
         match self {
-            Form::Graph(graph) => verify_graph(graph).map_err(|errors| PassError::invalid_graph(pass, &errors)),
+            Form::Graph(graph) => {
+                verify_graph(graph).map_err(|errors| PassError::invalid_graph(pass, &errors))
+            }
             Form::Plan(_) => Ok(()),
         }
     }
@@ -167,13 +181,55 @@ pub enum CompileError {
 }
 
 fn summary(diagnostics: &[Diagnostic]) -> String {
-    let errors: Vec<&str> =
-        diagnostics.iter().filter(|diagnostic| diagnostic.is_error()).map(|error| error.message.as_str()).collect();
+    let errors: Vec<&str> = diagnostics
+        .iter()
+        .filter(|diagnostic| diagnostic.is_error())
+        .map(|error| error.message.as_str())
+        .collect();
     errors.join("; ")
 }
 
 fn stage_names() -> String {
     PASSES.iter().map(|pass| pass.name).collect::<Vec<_>>().join(", ")
+}
+
+/// Compiles one entry of a program under a config.
+///
+/// # Errors
+///
+/// See [`CompileError`]; a program that elaborates meets [`CompileError::Pass`] only at sizes beyond the limits of the dim algebra.
+pub fn compile_entry(
+    program: &Program,
+    config: &Config,
+    entry: &str,
+    options: &CompileOptions,
+    observer: &mut dyn Observer,
+) -> Result<Plan, CompileError> {
+    let last = PASSES.last().map_or("", |pass| pass.name);
+    Ok(plan_of(compile_to(program, config, entry, options, observer, last)?)?)
+}
+
+/// The same from a graph that is elaborated already.
+///
+/// # Errors
+///
+/// See [`PassError`].
+pub fn compile_graph(
+    graph: &Graph,
+    options: &CompileOptions,
+    observer: &mut dyn Observer,
+) -> Result<Plan, PassError> {
+    plan_of(run_passes(&PASSES[1..], Form::Graph(graph.clone()), options, observer)?)
+}
+
+fn plan_of(form: Form) -> Result<Plan, PassError> {
+    match form {
+        Form::Plan(plan) => Ok(plan),
+        Form::Graph(graph) => {
+            let what = format!("the table of passes makes no plan of entry `{}`", graph.name);
+            Err(PassError::Unsupported { pass: "elaborate", what })
+        }
+    }
 }
 
 /// Compiles one entry of a program under a config as far as the stage `last`.
@@ -199,19 +255,6 @@ pub fn compile_to(
     let end = PASSES.iter().position(|pass| pass.name == last);
     let end = end.ok_or_else(|| CompileError::NoStage { name: last.to_owned() })?;
     Ok(run_passes(&PASSES[1..=end], form, options, observer)?)
-}
-
-/// Runs every pass after elaboration.
-///
-/// # Errors
-///
-/// See [`PassError`].
-pub fn compile_graph(
-    graph: &Graph,
-    options: &CompileOptions,
-    observer: &mut dyn Observer,
-) -> Result<Form, PassError> {
-    run_passes(&PASSES[1..], Form::Graph(graph.clone()), options, observer)
 }
 
 fn run_passes(

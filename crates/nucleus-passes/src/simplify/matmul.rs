@@ -1,10 +1,10 @@
-//! Products of repeated rows.
+//! Products: of transposed factors, of repeated rows; attention under a mask that leaves nothing out.
 //!
 //! A model may join a per-image vector to every token and multiply: the router of Nucleus-Image multiplies `[timestep; token]`. The
 //! vector's share of the product is the same for all tokens of an image, so it is computed once per image.
 
 use nucleus_ir::graph::Value;
-use nucleus_ir::{Dim, Op};
+use nucleus_ir::{Dim, Float, Op};
 
 use super::{Rewriter, Site};
 use crate::error::PassError;
@@ -93,4 +93,46 @@ pub(super) fn split_concat(rewriter: &mut Rewriter<'_>, site: &Site<'_>) -> Resu
         start = end;
     }
     Ok(sum)
+}
+
+/// A product of a factor whose last two axes are exchanged → the product with the attribute that says so.
+pub(super) fn transposed_factor(
+    rewriter: &mut Rewriter<'_>,
+    site: &Site<'_>,
+) -> Result<Option<Value>, PassError> {
+    let mut operands = site.operands.to_vec();
+    let mut op = site.op.clone();
+    let (a, b) = match &mut op {
+        Op::Matmul { transpose_a, transpose_b } => (Some(transpose_a), Some(transpose_b)),
+        Op::GroupedMatmul { transpose_b } => (None, Some(transpose_b)),
+        _ => return Ok(None),
+    };
+    let mut changed = false;
+    for (operand, flag) in operands.iter_mut().zip([a, b]) {
+        if let (Some(flag), Some(source)) = (flag, exchanged_source(rewriter, *operand)) {
+            *flag = !*flag;
+            *operand = source;
+            changed = true;
+        }
+    }
+    if changed { rewriter.emit(op, &operands, site.scope).map(Some) } else { Ok(None) }
+}
+
+/// What `value` is with its last two axes exchanged.
+fn exchanged_source(rewriter: &Rewriter<'_>, value: Value) -> Option<Value> {
+    let (Op::Transpose { permutation }, [source]) = rewriter.op(value)? else { return None };
+    let (outer, [left, right]) = permutation.split_last_chunk::<2>()?;
+    let kept = outer.iter().enumerate().all(|(axis, from)| axis == *from);
+    (kept && *right == outer.len() && *left == outer.len() + 1).then_some(*source)
+}
+
+/// Attention under a mask that is true for every key → attention without a mask.
+pub(super) fn open_mask(rewriter: &mut Rewriter<'_>, site: &Site<'_>) -> Result<Option<Value>, PassError> {
+    let (Op::Attention { .. }, [q, k, v, mask]) = (site.op, site.operands) else { return Ok(None) };
+    match rewriter.uniform_constant(*mask) {
+        Some((Float(value), _)) if value != 0.0 => {
+            rewriter.emit(site.op.clone(), &[*q, *k, *v], site.scope).map(Some)
+        }
+        _ => Ok(None),
+    }
 }

@@ -117,6 +117,16 @@ pub const RULES: &[Rule] = &[
         apply: hoist::element_wise,
     },
     Rule {
+        name: "transposed factor",
+        about: "a product of a transposed factor is a product with the transposition as an attribute",
+        apply: matmul::transposed_factor,
+    },
+    Rule {
+        name: "open mask",
+        about: "attention under a mask that is true for every key is attention without one",
+        apply: matmul::open_mask,
+    },
+    Rule {
         name: "repeated rows",
         about: "a product of repeated rows is the repeated product of the rows",
         apply: matmul::repeated_rows,
