@@ -51,7 +51,9 @@ pub enum DimError {
     #[error("a size exceeds 2^63")]
     Overflow,
     /// The normal form has too many terms or is nested too deeply.
-    #[error("a size expression has more than {MAX_TERMS} terms, is nested more than {MAX_DEPTH} deep, or is too large")]
+    #[error(
+        "a size expression has more than {MAX_TERMS} terms, is nested more than {MAX_DEPTH} deep, or is too large"
+    )]
     TooComplex,
     /// Division by zero.
     #[error("a size is divided by zero")]

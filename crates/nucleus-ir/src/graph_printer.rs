@@ -81,12 +81,7 @@ impl<'a> Printer<'a> {
                     let weight = &graph.weights[index];
                     write!(text, "    let {}", self.name(value))?;
                     print_rate(text, data.rate)?;
-                    write!(
-                        text,
-                        " = weight({}, {}",
-                        Quoted(&weight.name),
-                        ShapeDisplay(&weight.ty.shape)
-                    )?;
+                    write!(text, " = weight({}, {}", Quoted(&weight.name), ShapeDisplay(&weight.ty.shape))?;
                     if weight.ty.dtype != DType::F32 {
                         write!(text, ", {}", weight.ty.dtype)?;
                     }
@@ -225,12 +220,7 @@ mod tests {
         let ty = TensorType::new(DType::F32, vec![Dim::symbol("B"), Dim::symbol("v1"), Dim::constant(4)]);
         let x = graph.add_input(Input { name: "x".to_owned(), ty, rate: Rate::Step, default: None });
         let ty = TensorType::new(DType::Bool, vec![Dim::symbol("B")]);
-        graph.add_input(Input {
-            name: "mask".to_owned(),
-            ty,
-            rate: Rate::Prompt,
-            default: Some(Float(1.0)),
-        });
+        graph.add_input(Input { name: "mask".to_owned(), ty, rate: Rate::Prompt, default: Some(Float(1.0)) });
         let ty = TensorType::new(DType::F32, vec![Dim::constant(3), Dim::constant(4)]);
         let weight = graph.add_weight(Weight { name: "a{\"b\"}.weight".to_owned(), ty });
         let op = Op::Matmul { transpose_a: false, transpose_b: true };

@@ -65,7 +65,8 @@ impl<'a> Generator<'a> {
 
     fn input(&mut self, name: &str, dtype: DType, shape: Vec<Dim>, rate: Rate, default: Option<f64>) {
         let ty = TensorType::new(dtype, shape);
-        let value = self.graph.add_input(Input { name: name.to_owned(), ty, rate, default: default.map(Float) });
+        let value =
+            self.graph.add_input(Input { name: name.to_owned(), ty, rate, default: default.map(Float) });
         self.exact.insert(value);
     }
 
@@ -89,7 +90,8 @@ impl<'a> Generator<'a> {
 
     /// The last results and every input are likelier than what lies between.
     fn pick(&mut self, accept: impl Fn(&Generator<'_>, Value) -> bool) -> Option<Value> {
-        let all: Vec<Value> = self.graph.values().map(|(value, _)| value).filter(|value| accept(self, *value)).collect();
+        let all: Vec<Value> =
+            self.graph.values().map(|(value, _)| value).filter(|value| accept(self, *value)).collect();
         if all.is_empty() {
             return None;
         }
@@ -288,7 +290,8 @@ impl<'a> Generator<'a> {
     fn exact_pair(&mut self) -> Option<(Value, Value)> {
         let x = self.pick(|generator, value| generator.exact.contains(&value))?;
         let ty = self.ty(x);
-        let y = self.pick(|generator, value| generator.exact.contains(&value) && *generator.graph.ty(value) == ty)?;
+        let y = self
+            .pick(|generator, value| generator.exact.contains(&value) && *generator.graph.ty(value) == ty)?;
         Some((x, y))
     }
 
@@ -427,7 +430,8 @@ impl<'a> Generator<'a> {
         let x = self.pick(|generator, value| {
             let ty = generator.graph.ty(value);
             let constant = |axis: usize| ty.shape[axis].as_constant().is_some_and(|size| size > 0);
-            ty.dtype.is_float() && ((ty.rank() == 4 && constant(1) && constant(3)) || (ty.rank() == 3 && constant(2)))
+            ty.dtype.is_float()
+                && ((ty.rank() == 4 && constant(1) && constant(3)) || (ty.rank() == 3 && constant(2)))
         })?;
         let ty = self.ty(x);
         let x = if ty.rank() == 4 {
@@ -442,7 +446,8 @@ impl<'a> Generator<'a> {
         };
         let (ty, transpose_b) = (self.ty(x), self.flag());
         let (k, n) = (ty.shape[3].clone(), Dim::constant([4, 2][self.below(2)]));
-        let shape = if transpose_b { vec![ty.shape[1].clone(), n, k] } else { vec![ty.shape[1].clone(), k, n] };
+        let shape =
+            if transpose_b { vec![ty.shape[1].clone(), n, k] } else { vec![ty.shape[1].clone(), k, n] };
         let w = self.weight(ty.dtype, shape);
         self.add(Op::GroupedMatmul { transpose_b }, &[x, w]).map(|_| ())
     }

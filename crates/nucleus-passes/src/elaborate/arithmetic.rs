@@ -33,7 +33,9 @@ pub(super) fn binary(operator: BinaryOperator, left: &Term, right: &Term) -> Ari
     match operator {
         BinaryOperator::Equal => equal(left, right).map(Term::Bool),
         BinaryOperator::NotEqual => equal(left, right).map(|equal| Term::Bool(!equal)),
-        BinaryOperator::Less => order(left, right).map(|order| Term::Bool(order.is_some_and(|order| order.is_lt()))),
+        BinaryOperator::Less => {
+            order(left, right).map(|order| Term::Bool(order.is_some_and(|order| order.is_lt())))
+        }
         BinaryOperator::LessEqual => {
             order(left, right).map(|order| Term::Bool(order.is_some_and(|order| order.is_le())))
         }
@@ -55,14 +57,18 @@ pub(super) fn binary(operator: BinaryOperator, left: &Term, right: &Term) -> Ari
 fn add(left: &Term, right: &Term) -> Arithmetic {
     match (left, right) {
         (Term::Int(a), Term::Int(b)) => a.checked_add(*b).map(Term::Int).ok_or_else(overflow),
-        _ => sizes(left, right, Dim::add).or_else(|| floats(left, right, |a, b| a + b)).unwrap_or(Err(Undefined)),
+        _ => sizes(left, right, Dim::add)
+            .or_else(|| floats(left, right, |a, b| a + b))
+            .unwrap_or(Err(Undefined)),
     }
 }
 
 fn sub(left: &Term, right: &Term) -> Arithmetic {
     match (left, right) {
         (Term::Int(a), Term::Int(b)) => a.checked_sub(*b).map(Term::Int).ok_or_else(overflow),
-        _ => sizes(left, right, Dim::sub).or_else(|| floats(left, right, |a, b| a - b)).unwrap_or(Err(Undefined)),
+        _ => sizes(left, right, Dim::sub)
+            .or_else(|| floats(left, right, |a, b| a - b))
+            .unwrap_or(Err(Undefined)),
     }
 }
 
@@ -78,10 +84,15 @@ fn mul(left: &Term, right: &Term) -> Arithmetic {
             if *divisor == 1.0 && (power_of_two(by) || power_of_two(*factor)) {
                 Ok(Term::Scaled { size: size.clone(), factor: factor * by, divisor: 1.0 })
             } else {
-                Err(Failed("a scaled size is (factor * size) / divisor; multiply the floats before the size".to_owned()))
+                Err(Failed(
+                    "a scaled size is (factor * size) / divisor; multiply the floats before the size"
+                        .to_owned(),
+                ))
             }
         }
-        _ => sizes(left, right, Dim::mul).or_else(|| floats(left, right, |a, b| a * b)).unwrap_or(Err(Undefined)),
+        _ => sizes(left, right, Dim::mul)
+            .or_else(|| floats(left, right, |a, b| a * b))
+            .unwrap_or(Err(Undefined)),
     }
 }
 
@@ -89,7 +100,8 @@ fn div(left: &Term, right: &Term) -> Arithmetic {
     let by = match right {
         Term::Dim(_) if left.as_size().is_some() || left.as_float().is_some() => {
             return Err(Failed(
-                "a number cannot be divided by a run-time size; use floor_div or ceil_div for sizes".to_owned(),
+                "a number cannot be divided by a run-time size; use floor_div or ceil_div for sizes"
+                    .to_owned(),
             ));
         }
         other => other.as_float().ok_or(Undefined)?,
@@ -177,9 +189,8 @@ fn equal(left: &Term, right: &Term) -> Result<bool, ArithmeticError> {
         (Term::Str(a), Term::Str(b)) => Ok(a == b),
         (Term::DType(a), Term::DType(b)) => Ok(a == b),
         (Term::Null, Term::Null) => Ok(true),
-        (Term::Tensor(_) | Term::Poison | Term::Unit, _) | (_, Term::Tensor(_) | Term::Poison | Term::Unit) => {
-            Err(Undefined)
-        }
+        (Term::Tensor(_) | Term::Poison | Term::Unit, _)
+        | (_, Term::Tensor(_) | Term::Poison | Term::Unit) => Err(Undefined),
         (Term::Null, _) | (_, Term::Null) => Ok(false),
         _ => {
             if let (Some(a), Some(b)) = (left.as_float(), right.as_float()) {
@@ -229,7 +240,10 @@ mod tests {
         assert_eq!(show(Add, Term::Int(i64::MAX), Term::Int(1)), Err(overflow()));
         assert_eq!(show(Mul, Term::Int(i64::MIN), Term::Int(-1)), Err(overflow()));
         assert_eq!(show(Div, Term::Int(1), Term::Int(0)), Err(Failed("division by zero".to_owned())));
-        assert_eq!(show(Mul, Term::Float(1e300), Term::Float(1e300)), Err(Failed("the result is not a finite number".to_owned())));
+        assert_eq!(
+            show(Mul, Term::Float(1e300), Term::Float(1e300)),
+            Err(Failed("the result is not a finite number".to_owned()))
+        );
     }
 
     #[test]

@@ -6,34 +6,13 @@ use nucleus_ir::ast::{Expr, Name};
 use nucleus_ir::diagnostics::Diagnostic;
 use nucleus_ir::source::Span;
 use nucleus_ir::types::ShapeDisplay;
+use nucleus_ir::verify::{Builtin, builtin};
 use nucleus_ir::{DType, Dim, DimError, TensorType, Weight};
 
 use super::arithmetic::{ArithmeticError, floats, sizes};
 use super::evaluator::{Eval, Evaluator, complexity};
 use super::limits;
 use super::term::Term;
-
-/// Parameter names of the builtins; the last `optional` of them may be left out.
-struct Signature {
-    names: &'static [&'static str],
-    optional: usize,
-}
-
-fn signature(name: &str) -> Option<Signature> {
-    let (names, optional): (&'static [&'static str], usize) = match name {
-        "weight" => (&["name", "shape", "dtype"], 1),
-        "split" => (&["x", "count", "axis"], 1),
-        "len" => (&["list"], 0),
-        "floor" | "ceil" | "int" | "float" => (&["x"], 0),
-        "floor_div" | "ceil_div" => (&["x", "by"], 0),
-        "ceil_scale" => (&["size", "factor", "divisor"], 0),
-        // These are ops as well: on tensors the op is meant.
-        "max" | "min" => (&["x", "y"], 0),
-        "sqrt" | "exp" | "log" | "sin" | "cos" | "tanh" | "abs" => (&["x"], 0),
-        _ => return None,
-    };
-    Some(Signature { names, optional })
-}
 
 impl<'p> Evaluator<'p> {
     /// A call of a builtin; `None` if there is none of that name.
@@ -44,8 +23,8 @@ impl<'p> Evaluator<'p> {
         named: &'p [(Name, Expr)],
         span: Span,
     ) -> Eval<Option<Term>> {
-        let Some(signature) = signature(name) else { return Ok(None) };
-        let Some(terms) = self.builtin_arguments(name, &signature, args, named, span)? else {
+        let Some(builtin) = builtin(name) else { return Ok(None) };
+        let Some(terms) = self.builtin_arguments(builtin, args, named, span)? else {
             return Ok(Some(Term::Poison));
         };
         if terms.iter().flatten().any(Term::is_poison) {
@@ -87,20 +66,19 @@ impl<'p> Evaluator<'p> {
 
     fn builtin_arguments(
         &mut self,
-        name: &str,
-        signature: &Signature,
+        builtin: &Builtin,
         args: &'p [Expr],
         named: &'p [(Name, Expr)],
         span: Span,
     ) -> Eval<Option<Vec<Option<Term>>>> {
-        let names = signature.names;
-        let mut terms: Vec<Option<Term>> = vec![None; names.len()];
+        let (name, params) = (builtin.name, builtin.params);
+        let mut terms: Vec<Option<Term>> = vec![None; params.len()];
         for (index, arg) in args.iter().enumerate() {
             let term = self.expr(arg)?;
             match terms.get_mut(index) {
                 Some(slot) => *slot = Some(term),
                 None => {
-                    let message = format!("`{name}` takes {} arguments, given {}", names.len(), args.len());
+                    let message = format!("`{name}` takes {} arguments, given {}", params.len(), args.len());
                     self.report(Diagnostic::error(message).label(arg.span, "one too many"))?;
                     return Ok(None);
                 }
@@ -108,22 +86,22 @@ impl<'p> Evaluator<'p> {
         }
         for (given, arg) in named {
             let term = self.expr(arg)?;
-            let slot = names.iter().position(|known| *known == given.node).filter(|slot| terms[*slot].is_none());
-            match slot {
+            let slot = params.iter().position(|(known, _)| *known == given.node);
+            match slot.filter(|slot| terms[*slot].is_none()) {
                 Some(slot) => terms[slot] = Some(term),
                 None => {
                     let message = format!("`{name}` has no other parameter `{}`", given.node);
-                    let help = format!("its parameters are {}", names.join(", "));
-                    self.report(Diagnostic::error(message).label(given.span, "").help(help))?;
+                    self.report(Diagnostic::error(message).label(given.span, ""))?;
                     return Ok(None);
                 }
             }
         }
-        let needed = names.len() - signature.optional;
-        if let Some(missing) = terms[..needed].iter().position(Option::is_none) {
-            let message = format!("`{name}` needs an argument for `{}`", names[missing]);
-            self.report(Diagnostic::error(message).label(span, "in this call"))?;
-            return Ok(None);
+        for ((param, needed), term) in params.iter().zip(&terms) {
+            if *needed && term.is_none() {
+                let message = format!("`{name}` needs an argument for `{param}`");
+                self.report(Diagnostic::error(message).label(span, "in this call"))?;
+                return Ok(None);
+            }
         }
         Ok(Some(terms))
     }
@@ -153,15 +131,20 @@ impl<'p> Evaluator<'p> {
         let name = self.weight_name(&name, span)?;
         let shape: Option<Vec<Dim>> = dims.iter().map(Term::as_size).collect();
         let Some(shape) = shape else {
-            let message = format!("the shape of weight `{name}` has an element that is no size: {}", Term::List(dims));
+            let message =
+                format!("the shape of weight `{name}` has an element that is no size: {}", Term::List(dims));
             let diagnostic = Diagnostic::error(message).label(span, "in this call");
             return self.poison(diagnostic.help("`/` on ints is a float; use floor_div or ceil_div"));
         };
         let ty = TensorType::new(dtype, shape);
-        let size_fits = |dim: &Dim| dim.as_constant().is_some_and(|size| (1..=limits::WEIGHT_SIZE).contains(&size));
+        let size_fits =
+            |dim: &Dim| dim.as_constant().is_some_and(|size| (1..=limits::WEIGHT_SIZE).contains(&size));
         let counted = ty.bytes().is_ok_and(|bytes| bytes.as_constant().is_some());
         if ty.shape.iter().any(|dim| dim.as_constant().is_none()) {
-            let message = format!("weight `{name}` has shape {}: it cannot depend on run-time sizes", ShapeDisplay(&ty.shape));
+            let message = format!(
+                "weight `{name}` has shape {}: it cannot depend on run-time sizes",
+                ShapeDisplay(&ty.shape)
+            );
             return self.poison(Diagnostic::error(message).label(span, "in this call"));
         }
         if !counted || !ty.shape.iter().all(size_fits) || ty.rank() > nucleus_ir::infer::MAX_RANK {
@@ -217,7 +200,14 @@ impl<'p> Evaluator<'p> {
         }
     }
 
-    fn compute(&mut self, name: &str, a: &Term, b: Option<&Term>, c: Option<&Term>, span: Span) -> Eval<Term> {
+    fn compute(
+        &mut self,
+        name: &str,
+        a: &Term,
+        b: Option<&Term>,
+        c: Option<&Term>,
+        span: Span,
+    ) -> Eval<Term> {
         match compute(name, a, b, c) {
             Ok(term) => Ok(term),
             Err(ArithmeticError::Failed(why)) => {
@@ -228,7 +218,8 @@ impl<'p> Evaluator<'p> {
                 let message = format!("`{name}` is not defined for {}", kinds.join(" and "));
                 let mut diagnostic = Diagnostic::error(message).label(span, "in this call");
                 if name == "floor" && matches!(a, Term::Scaled { .. }) {
-                    diagnostic = diagnostic.help("a scaled size is rounded up, with `ceil`; `floor_div` divides sizes");
+                    diagnostic = diagnostic
+                        .help("a scaled size is rounded up, with `ceil`; `floor_div` divides sizes");
                 }
                 self.poison(diagnostic)
             }

@@ -4,10 +4,10 @@ use nucleus_ir::ast::{Block, Expr, Name, Param, ParamType, ResultType, TensorPat
 use nucleus_ir::diagnostics::Diagnostic;
 use nucleus_ir::ops::op_info;
 use nucleus_ir::source::Span;
+use nucleus_ir::suggest::nearest;
 use nucleus_ir::{DType, Dim, Op};
 
 use super::evaluator::{Eval, Evaluator, Frame};
-use super::globals::nearest;
 use super::limits;
 use super::locals::Locals;
 use super::patterns::Match;
@@ -64,7 +64,9 @@ impl<'p> Evaluator<'p> {
         span: Span,
     ) -> Eval<Term> {
         let parameters = parameters(callable);
-        let Some(given) = self.arguments(name, &parameters, args, named, span)? else { return Ok(Term::Poison) };
+        let Some(given) = self.arguments(name, &parameters, args, named, span)? else {
+            return Ok(Term::Poison);
+        };
         if self.calls.len() >= limits::CALL_DEPTH {
             return self.stop(format!("calls are nested more than {} deep", limits::CALL_DEPTH), span);
         }
@@ -229,7 +231,8 @@ impl<'p> Evaluator<'p> {
                 );
                 let mut diagnostic = Diagnostic::error(message).label(span, "this argument");
                 if matches!((ty, &term), (ParamType::Int, Term::Float(_))) {
-                    diagnostic = diagnostic.help("`/` on ints is a float; use floor_div, ceil_div, floor or ceil");
+                    diagnostic =
+                        diagnostic.help("`/` on ints is a float; use floor_div, ceil_div, floor or ceil");
                 }
                 self.argument_error(diagnostic, parameter)
             }
@@ -246,7 +249,10 @@ impl<'p> Evaluator<'p> {
     ) -> Eval<(Term, Option<Vec<Dim>>)> {
         let name = &parameter.name.node;
         let Term::Tensor(value) = term else {
-            let message = format!("argument `{name}` of `{callee}` must be a tensor, given {}", term.describe(&self.graph));
+            let message = format!(
+                "argument `{name}` of `{callee}` must be a tensor, given {}",
+                term.describe(&self.graph)
+            );
             let diagnostic = Diagnostic::error(message).label(span, "this argument");
             return Ok((self.argument_error(diagnostic, parameter)?, None));
         };
@@ -300,7 +306,9 @@ impl<'p> Evaluator<'p> {
                 let patterns: Vec<&TensorPattern> = patterns.iter().collect();
                 self.result_tensors(name, &patterns, term, body, leading)
             }
-            ResultType::Value(ParamType::AnyTensor) if matches!(term, Term::Tensor(_) | Term::Poison) => Ok(term),
+            ResultType::Value(ParamType::AnyTensor) if matches!(term, Term::Tensor(_) | Term::Poison) => {
+                Ok(term)
+            }
             ResultType::Value(_) if term.is_poison() => Ok(term),
             ResultType::Value(ty) => match fit(ty, term) {
                 Ok(term) => Ok(term),
@@ -331,9 +339,15 @@ impl<'p> Evaluator<'p> {
         let items = match (&term, patterns) {
             (Term::Poison, _) => return Ok(term),
             (Term::Tuple(items), _) if items.len() == patterns.len() => items.clone(),
-            (_, [pattern]) => return self.check_tensor(pattern, term, span, &what, leading.filter(|_| pattern.leading)),
+            (_, [pattern]) => {
+                return self.check_tensor(pattern, term, span, &what, leading.filter(|_| pattern.leading));
+            }
             _ => {
-                let message = format!("{what} must be {} tensors, it is {}", patterns.len(), term.describe(&self.graph));
+                let message = format!(
+                    "{what} must be {} tensors, it is {}",
+                    patterns.len(),
+                    term.describe(&self.graph)
+                );
                 return self.poison(Diagnostic::error(message).label(span, "this value"));
             }
         };
@@ -384,7 +398,8 @@ fn fit(ty: &ParamType, term: Term) -> Result<Term, Term> {
         | (ParamType::String, term @ Term::Str(_)) => Ok(term),
         (ParamType::Float, Term::Int(value)) => Ok(Term::Float(value as f64)),
         (ParamType::List(element), Term::List(items)) => {
-            let fitted: Result<Vec<Term>, Term> = items.iter().map(|item| fit(element, item.clone())).collect();
+            let fitted: Result<Vec<Term>, Term> =
+                items.iter().map(|item| fit(element, item.clone())).collect();
             match fitted {
                 Ok(fitted) => Ok(Term::List(fitted.into())),
                 Err(_) => Err(Term::List(items)),

@@ -234,7 +234,11 @@ mod tests {
         assert_eq!(read("key=null"), Ok(ConfigValue::Null));
         assert_eq!(read("key=all_moe"), Ok(ConfigValue::Str("all_moe".to_owned())));
         assert_eq!(read(r#"key="a \"b\", c""#), Ok(ConfigValue::Str("a \"b\", c".to_owned())));
-        let list = ConfigValue::List(vec![ConfigValue::Int(0), ConfigValue::Float(1.5), ConfigValue::Str("x".to_owned())]);
+        let list = ConfigValue::List(vec![
+            ConfigValue::Int(0),
+            ConfigValue::Float(1.5),
+            ConfigValue::Str("x".to_owned()),
+        ]);
         assert_eq!(read("key=[0, 1.5, x]"), Ok(list.clone()));
         assert_eq!(read("key=[ 0,1.5, \"x\", ]"), Ok(list));
         assert_eq!(read("key=[]"), Ok(ConfigValue::List(Vec::new())));
@@ -251,7 +255,10 @@ mod tests {
             ))
         };
         assert_eq!(read("key="), value("a value is missing"));
-        assert_eq!(read("key=99999999999999999999"), value("`99999999999999999999` does not fit a signed 64-bit integer"));
+        assert_eq!(
+            read("key=99999999999999999999"),
+            value("`99999999999999999999` does not fit a signed 64-bit integer")
+        );
         assert_eq!(read("key=1e999"), value("`1e999` does not fit a 64-bit float"));
         assert_eq!(read("key=12abc"), value("`12abc` is not a number"));
         assert_eq!(read("key=[1, 2"), value("a list is not closed with `]`"));

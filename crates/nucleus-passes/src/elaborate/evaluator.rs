@@ -47,7 +47,7 @@ pub(super) struct Evaluator<'p> {
     pub(super) calls: Vec<(&'p str, Span)>,
     diagnostics: Vec<Diagnostic>,
     /// Where errors were reported, each with the places of the open calls: a loop repeats its errors.
-    reported: HashSet<(Option<Span>, Vec<Span>)>,
+    reported: HashSet<(Span, Vec<Span>)>,
     depth: usize,
     steps: u64,
     pub(super) iterations: u64,
@@ -83,8 +83,11 @@ impl<'p> Evaluator<'p> {
             };
             return Err(vec![Diagnostic::error(format!("there is no entry `{entry}`")).help(help)]);
         };
-        let stopped = self.globals(config).and_then(|()| self.entry(entry)).is_err();
-        if stopped || !self.diagnostics.is_empty() {
+        // What a wrong config leads to inside the entry would only hide what is wrong with the config.
+        if self.globals(config).is_err() || !self.diagnostics.is_empty() {
+            return Err(self.diagnostics);
+        }
+        if self.entry(entry).is_err() || !self.diagnostics.is_empty() {
             return Err(self.diagnostics);
         }
         debug_assert_eq!(nucleus_ir::verify_graph::verify_graph(&self.graph), Ok(()));
@@ -147,7 +150,8 @@ impl<'p> Evaluator<'p> {
             }
         }
         if self.rates_stated {
-            let inputs: Vec<Value> = self.graph.values().take(self.graph.inputs.len()).map(|(value, _)| value).collect();
+            let inputs: Vec<Value> =
+                self.graph.values().take(self.graph.inputs.len()).map(|(value, _)| value).collect();
             for (value, rate) in inputs.into_iter().zip(entry.inputs.iter().map(|input| input.rate)) {
                 self.graph.set_rate(value, rate);
             }
@@ -162,7 +166,8 @@ impl<'p> Evaluator<'p> {
             Term::Float(value) => *value,
             Term::Poison => return Ok(None),
             other => {
-                let message = format!("the default of an input must be a number or a bool, given {}", other.kind());
+                let message =
+                    format!("the default of an input must be a number or a bool, given {}", other.kind());
                 self.report(Diagnostic::error(message).label(span, "the value of every element"))?;
                 return Ok(None);
             }
@@ -189,8 +194,9 @@ impl<'p> Evaluator<'p> {
     /// Reports an error that belongs to the outermost `calls` of the open calls.
     pub(super) fn report_below(&mut self, mut diagnostic: Diagnostic, calls: usize) -> Eval<()> {
         let chain = &self.calls[..calls];
-        let key = (diagnostic.span(), chain.iter().map(|(_, span)| *span).collect());
-        if !self.reported.insert(key) {
+        if let Some(span) = diagnostic.span()
+            && !self.reported.insert((span, chain.iter().map(|(_, span)| *span).collect()))
+        {
             return Ok(());
         }
         for (name, span) in chain.iter().rev().take(limits::CALL_LABELS) {

@@ -7,11 +7,11 @@ use nucleus_ir::ast::{
 };
 use nucleus_ir::diagnostics::Diagnostic;
 use nucleus_ir::source::Span;
+use nucleus_ir::suggest::nearest;
 use nucleus_ir::{Constraint, Dim};
 
 use super::arithmetic::{self, ArithmeticError};
 use super::evaluator::{Eval, Evaluator, complexity};
-use super::globals::nearest;
 use super::limits;
 use super::term::Term;
 
@@ -46,7 +46,8 @@ impl<'p> Evaluator<'p> {
                 let (Some(first), Some(last)) = (bound(&first), bound(&last)) else {
                     for (term, expr) in [(&first, from), (&last, to)] {
                         if !term.is_poison() && bound(term).is_none() {
-                            let message = format!("a loop runs over ints, given {}", term.describe(&self.graph));
+                            let message =
+                                format!("a loop runs over ints, given {}", term.describe(&self.graph));
                             self.report(Diagnostic::error(message).label(expr.span, "this bound"))?;
                         }
                     }
@@ -188,7 +189,8 @@ impl<'p> Evaluator<'p> {
             self.step(self.graph.constraints.len() as u64 / 4, span)?;
             if !self.graph.constraints.contains(&constraint) {
                 if self.graph.constraints.len() >= limits::CONSTRAINTS {
-                    let message = format!("the graph has more than {} relations between sizes", limits::CONSTRAINTS);
+                    let message =
+                        format!("the graph has more than {} relations between sizes", limits::CONSTRAINTS);
                     return self.stop(message, span);
                 }
                 self.graph.constraints.push(constraint);
@@ -232,11 +234,15 @@ impl<'p> Evaluator<'p> {
                     },
                     Term::Poison => Ok(Term::Poison),
                     other => {
-                        let message =
-                            format!("a condition must be a compile-time bool, given {}", other.describe(&self.graph));
-                        let mut diagnostic = Diagnostic::error(message).label(condition_span, "this condition");
+                        let message = format!(
+                            "a condition must be a compile-time bool, given {}",
+                            other.describe(&self.graph)
+                        );
+                        let mut diagnostic =
+                            Diagnostic::error(message).label(condition_span, "this condition");
                         if matches!(other, Term::Tensor(_)) {
-                            diagnostic = diagnostic.help("`select(condition, a, b)` chooses between elements at run time");
+                            diagnostic = diagnostic
+                                .help("`select(condition, a, b)` chooses between elements at run time");
                         }
                         self.poison(diagnostic)
                     }
@@ -248,7 +254,8 @@ impl<'p> Evaluator<'p> {
     }
 
     fn unknown_name(&mut self, name: &str, span: Span) -> Eval<Term> {
-        let mut diagnostic = Diagnostic::error(format!("there is no value `{name}`")).label(span, "not known here");
+        let mut diagnostic =
+            Diagnostic::error(format!("there is no value `{name}`")).label(span, "not known here");
         let globals = self.globals.get(self.frame.module).into_iter().flat_map(|names| names.keys().copied());
         if let Some(near) = nearest(name, globals) {
             diagnostic = diagnostic.help(format!("there is `{near}`"));
@@ -260,7 +267,8 @@ impl<'p> Evaluator<'p> {
         let mut terms = Vec::with_capacity(items.len().min(64));
         for item in items {
             if terms.len() >= limits::LIST_LENGTH {
-                return self.stop(format!("a list has more than {} elements", limits::LIST_LENGTH), item.span);
+                return self
+                    .stop(format!("a list has more than {} elements", limits::LIST_LENGTH), item.span);
             }
             terms.push(self.expr(item)?);
         }
@@ -315,9 +323,12 @@ impl<'p> Evaluator<'p> {
         let text = match self.expr(name)? {
             Term::Str(text) if !text.is_empty() => text,
             Term::Poison => return Ok(Term::Poison),
-            Term::Str(_) => return self.poison(Diagnostic::error("a scope needs a name").label(name.span, "")),
+            Term::Str(_) => {
+                return self.poison(Diagnostic::error("a scope needs a name").label(name.span, ""));
+            }
             other => {
-                let message = format!("the name of a scope is a string, given {}", other.describe(&self.graph));
+                let message =
+                    format!("the name of a scope is a string, given {}", other.describe(&self.graph));
                 return self.poison(Diagnostic::error(message).label(name.span, ""));
             }
         };
@@ -347,8 +358,12 @@ impl<'p> Evaluator<'p> {
                 arithmetic::binary(BinaryOperator::Mul, &value, &Term::Int(-1))
             }
             (UnaryOperator::Not, Term::Bool(value)) => Ok(Term::Bool(!value)),
-            (UnaryOperator::Neg, Term::Tensor(tensor)) => return self.tensor_op(nucleus_ir::Op::Neg, &[*tensor], span),
-            (UnaryOperator::Not, Term::Tensor(tensor)) => return self.tensor_op(nucleus_ir::Op::Not, &[*tensor], span),
+            (UnaryOperator::Neg, Term::Tensor(tensor)) => {
+                return self.tensor_op(nucleus_ir::Op::Neg, &[*tensor], span);
+            }
+            (UnaryOperator::Not, Term::Tensor(tensor)) => {
+                return self.tensor_op(nucleus_ir::Op::Not, &[*tensor], span);
+            }
             _ => Err(ArithmeticError::Undefined),
         };
         let sign = match operator {
@@ -376,7 +391,9 @@ impl<'p> Evaluator<'p> {
         match (operator, &a) {
             (BinaryOperator::Coalesce, Term::Null) => return self.expr(right),
             (BinaryOperator::Coalesce, _) => return Ok(a),
-            (BinaryOperator::And, Term::Bool(false)) | (BinaryOperator::Or, Term::Bool(true)) => return Ok(a),
+            (BinaryOperator::And, Term::Bool(false)) | (BinaryOperator::Or, Term::Bool(true)) => {
+                return Ok(a);
+            }
             _ => {}
         }
         let b = self.expr(right)?;
@@ -384,7 +401,13 @@ impl<'p> Evaluator<'p> {
     }
 
     /// `left operator right` for values of any kind, except for `??`.
-    pub(super) fn binary(&mut self, operator: BinaryOperator, left: Term, right: Term, span: Span) -> Eval<Term> {
+    pub(super) fn binary(
+        &mut self,
+        operator: BinaryOperator,
+        left: Term,
+        right: Term,
+        span: Span,
+    ) -> Eval<Term> {
         let result = match (operator, &left, &right) {
             (_, Term::Poison, _) | (_, _, Term::Poison) => return Ok(Term::Poison),
             (_, Term::Tensor(_), _) | (_, _, Term::Tensor(_)) => {
@@ -401,7 +424,9 @@ impl<'p> Evaluator<'p> {
         };
         match result {
             Ok(term) => Ok(term),
-            Err(ArithmeticError::Failed(why)) => self.poison(Diagnostic::error(why).label(span, "in this expression")),
+            Err(ArithmeticError::Failed(why)) => {
+                self.poison(Diagnostic::error(why).label(span, "in this expression"))
+            }
             Err(ArithmeticError::Undefined) => self.undefined(operator, &left, &right, span),
         }
     }

@@ -7,6 +7,7 @@ use nucleus_ir::Dim;
 use nucleus_ir::ast::{ConfigKey, ConfigType};
 use nucleus_ir::diagnostics::Diagnostic;
 use nucleus_ir::source::Span;
+use nucleus_ir::suggest::nearest;
 
 use super::config::{Config, ConfigValue};
 use super::evaluator::{Eval, Evaluator, Frame};
@@ -95,18 +96,23 @@ impl<'p> Evaluator<'p> {
             (ConfigType::Int, term @ Term::Int(_))
             | (ConfigType::Float, term @ Term::Float(_))
             | (ConfigType::Bool, term @ Term::Bool(_)) => Ok(term),
-            (ConfigType::String, Term::Str(text)) if text.len() <= limits::STRING_BYTES => Ok(Term::Str(text)),
+            (ConfigType::String, Term::Str(text)) if text.len() <= limits::STRING_BYTES => {
+                Ok(Term::Str(text))
+            }
             (ConfigType::Float, Term::Int(value)) => Ok(Term::Float(value as f64)),
             (ConfigType::List(element, length), Term::List(items)) => {
                 if items.len() > limits::LIST_LENGTH {
-                    let message = format!("config key `{name}` has more than {} elements", limits::LIST_LENGTH);
+                    let message =
+                        format!("config key `{name}` has more than {} elements", limits::LIST_LENGTH);
                     return self.poison(Diagnostic::error(message).label(span, ""));
                 }
                 if let Some(length) = length {
                     let Some(least) = self.list_length(length, key)? else { return Ok(Term::Poison) };
                     if items.len() < least {
-                        let message =
-                            format!("config key `{name}` has {} elements, needs at least {least}", items.len());
+                        let message = format!(
+                            "config key `{name}` has {} elements, needs at least {least}",
+                            items.len()
+                        );
                         let diagnostic = Diagnostic::error(message).label(span, "these elements");
                         return self.poison(diagnostic.label(length.span, format!("this length is {least}")));
                     }
@@ -121,7 +127,10 @@ impl<'p> Evaluator<'p> {
                 }
                 Ok(Term::List(conformed.into()))
             }
-            (ConfigType::List(element, Some(length)), term @ (Term::Int(_) | Term::Float(_) | Term::Bool(_) | Term::Str(_))) => {
+            (
+                ConfigType::List(element, Some(length)),
+                term @ (Term::Int(_) | Term::Float(_) | Term::Bool(_) | Term::Str(_)),
+            ) => {
                 let item = self.conform(term, element, key, given, span)?;
                 let Some(count) = self.list_length(length, key)? else { return Ok(Term::Poison) };
                 if item.is_poison() {
@@ -129,9 +138,9 @@ impl<'p> Evaluator<'p> {
                 }
                 Ok(Term::List(vec![item; count].into()))
             }
-            (ty, term) => {
+            (_, term) => {
                 let given = given.map_or_else(|| term.to_string(), ToString::to_string);
-                let message = format!("config key `{name}` must be {}, given {given}", kind(ty));
+                let message = format!("config key `{name}` must be {}, given {given}", kind(&key.ty));
                 self.poison(Diagnostic::error(message).label(span, ""))
             }
         }
@@ -143,7 +152,8 @@ impl<'p> Evaluator<'p> {
             Term::Poison => return Ok(None),
             Term::Int(value) => value,
             other => {
-                let message = format!("the length of config key `{name}` must be an int, it is {}", other.kind());
+                let message =
+                    format!("the length of config key `{name}` must be an int, it is {}", other.kind());
                 self.report(Diagnostic::error(message).label(length.span, ""))?;
                 return Ok(None);
             }
@@ -155,7 +165,9 @@ impl<'p> Evaluator<'p> {
                     "config key `{name}` would have {value} elements, a list has 0 to {}",
                     limits::LIST_LENGTH
                 );
-                self.report(Diagnostic::error(message).label(length.span, format!("this length is {value}")))?;
+                self.report(
+                    Diagnostic::error(message).label(length.span, format!("this length is {value}")),
+                )?;
                 Ok(None)
             }
         }
@@ -182,27 +194,4 @@ fn kind(ty: &ConfigType) -> String {
         ConfigType::List(element, _) => format!("a list, each element {}", kind(element)),
         ConfigType::Optional(inner) => format!("{} or null", kind(inner)),
     }
-}
-
-/// The name among `known` that `name` was probably meant to be.
-pub(super) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
-    let limit = name.chars().count().min(64) / 3 + 1;
-    let distances = known.map(|other| (edit_distance(name, other), other));
-    distances.filter(|(distance, _)| *distance <= limit).min().map(|(_, other)| other)
-}
-
-/// The number of characters to insert, delete or replace (Levenshtein), for names of at most 64 characters.
-fn edit_distance(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().take(64).collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (i, a) in left.chars().take(64).enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, b) in right.iter().enumerate() {
-            let replaced = diagonal + usize::from(a != *b);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[right.len()]
 }

@@ -4,10 +4,10 @@ use nucleus_ir::ast::{Expr, Name};
 use nucleus_ir::diagnostics::Diagnostic;
 use nucleus_ir::ops::{Attribute, AttributeInfo, AttributeKind, OpInfo, OperandCount};
 use nucleus_ir::source::Span;
+use nucleus_ir::suggest::nearest;
 use nucleus_ir::{Op, Value};
 
 use super::evaluator::{Eval, Evaluator};
-use super::globals::nearest;
 use super::tensors::{canonical, natural_dtype};
 use super::term::Term;
 
@@ -55,7 +55,9 @@ impl<'p> Evaluator<'p> {
         if operands.iter().chain(given.iter().map(|(_, term, _)| term)).any(Term::is_poison) {
             return Ok(Term::Poison);
         }
-        let Some(attributes) = self.attributes(info, &operands, given, span)? else { return Ok(Term::Poison) };
+        let Some(attributes) = self.attributes(info, &operands, given, span)? else {
+            return Ok(Term::Poison);
+        };
         let op = match Op::new(info.name, &attributes) {
             Ok(op) => op,
             Err(error) => {
@@ -87,7 +89,8 @@ impl<'p> Evaluator<'p> {
         let mut diagnostic = Diagnostic::error(message).label(name.span, "");
         if info.operands.iter().any(|operand| operand.name == name.node) {
             diagnostic = diagnostic.help(format!("operand `{}` is given by position", name.node));
-        } else if let Some(near) = nearest(&name.node, info.attributes.iter().map(|attribute| attribute.name)) {
+        } else if let Some(near) = nearest(&name.node, info.attributes.iter().map(|attribute| attribute.name))
+        {
             diagnostic = diagnostic.help(format!("there is `{near}`"));
         }
         self.report(diagnostic)
@@ -122,12 +125,10 @@ impl<'p> Evaluator<'p> {
                 (AttributeKind::Shape, Term::List(items)) => {
                     items.iter().map(Term::as_size).collect::<Option<Vec<_>>>().map(Attribute::Shape)
                 }
-                (AttributeKind::Axis, Term::Int(axis)) => {
-                    match self.axis(*axis, rank, info.name, place)? {
-                        Some(axis) => Some(Attribute::Axis(axis)),
-                        None => return Ok(None),
-                    }
-                }
+                (AttributeKind::Axis, Term::Int(axis)) => match self.axis(*axis, rank, info.name, place)? {
+                    Some(axis) => Some(Attribute::Axis(axis)),
+                    None => return Ok(None),
+                },
                 (AttributeKind::Axes, Term::List(items)) => {
                     let mut axes = Vec::with_capacity(items.len().min(16));
                     for item in items.iter() {
@@ -150,8 +151,14 @@ impl<'p> Evaluator<'p> {
                     term.describe(&self.graph)
                 );
                 let mut diagnostic = Diagnostic::error(message).label(place, "");
-                if matches!(term, Term::Scaled { .. }) {
-                    diagnostic = diagnostic.help("`ceil` makes a size of a scaled size");
+                match (known.kind, term) {
+                    (_, Term::Scaled { .. }) => {
+                        diagnostic = diagnostic.help("`ceil` makes a size of a scaled size");
+                    }
+                    (AttributeKind::Dim, Term::Float(_)) => {
+                        diagnostic = diagnostic.help("`/` on ints is a float; use floor_div or ceil_div");
+                    }
+                    _ => {}
                 }
                 self.report(diagnostic)?;
                 return Ok(None);
@@ -161,9 +168,10 @@ impl<'p> Evaluator<'p> {
             }
             attributes.push((known.name.to_owned(), attribute));
         }
-        let missing = info.attributes.iter().find(|known| {
-            known.default.is_none() && attributes.iter().all(|(name, _)| name != known.name)
-        });
+        let missing = info
+            .attributes
+            .iter()
+            .find(|known| known.default.is_none() && attributes.iter().all(|(name, _)| name != known.name));
         if let Some(missing) = missing {
             let message = format!("op `{}` needs attribute `{}`", info.name, missing.name);
             self.report(Diagnostic::error(message).label(span, "in this call"))?;
@@ -173,7 +181,13 @@ impl<'p> Evaluator<'p> {
     }
 
     /// An axis counted from 0, for one that may be counted from the end.
-    pub(super) fn axis(&mut self, axis: i64, rank: Option<usize>, op: &str, span: Span) -> Eval<Option<usize>> {
+    pub(super) fn axis(
+        &mut self,
+        axis: i64,
+        rank: Option<usize>,
+        op: &str,
+        span: Span,
+    ) -> Eval<Option<usize>> {
         let rank = rank.unwrap_or(0);
         let counted = if axis < 0 { axis.checked_add(rank as i64) } else { Some(axis) };
         match counted.and_then(|axis| usize::try_from(axis).ok()).filter(|axis| *axis < rank) {
@@ -182,7 +196,8 @@ impl<'p> Evaluator<'p> {
                 let message = format!("`{op}`: there is no axis {axis} among {rank} axes");
                 let mut diagnostic = Diagnostic::error(message).label(span, "this axis");
                 if rank > 0 {
-                    diagnostic = diagnostic.help(format!("axes are 0 … {} or, from the end, -1 … -{rank}", rank - 1));
+                    diagnostic =
+                        diagnostic.help(format!("axes are 0 … {} or, from the end, -1 … -{rank}", rank - 1));
                 }
                 self.report(diagnostic)?;
                 Ok(None)

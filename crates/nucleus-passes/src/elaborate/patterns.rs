@@ -39,11 +39,18 @@ impl<'p> Evaluator<'p> {
             term => match term.as_size() {
                 Some(size) => Ok(Some(size)),
                 None => {
-                    let message = format!("a size must be an int or a run-time size, given {}", term.describe(&self.graph));
+                    let message = format!(
+                        "a size must be an int or a run-time size, given {}",
+                        term.describe(&self.graph)
+                    );
                     let mut diagnostic = Diagnostic::error(message).label(dim.span, "this size");
                     match term {
-                        Term::Float(_) => diagnostic = diagnostic.help("`/` on ints is a float; use floor_div or ceil_div"),
-                        Term::Scaled { .. } => diagnostic = diagnostic.help("`ceil` makes a size of a scaled size"),
+                        Term::Float(_) => {
+                            diagnostic = diagnostic.help("`/` on ints is a float; use floor_div or ceil_div")
+                        }
+                        Term::Scaled { .. } => {
+                            diagnostic = diagnostic.help("`ceil` makes a size of a scaled size")
+                        }
                         _ => {}
                     }
                     self.report(diagnostic)?;
@@ -119,6 +126,8 @@ impl<'p> Evaluator<'p> {
             Match::No(expected) => expected,
         };
         let message = format!("{what} has type {ty}, expected {expected}");
-        self.poison(Diagnostic::error(message).label(span, "this value").label(pattern.span.0, "the stated type"))
+        self.poison(
+            Diagnostic::error(message).label(span, "this value").label(pattern.span.0, "the stated type"),
+        )
     }
 }

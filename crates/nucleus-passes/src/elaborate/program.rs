@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use nucleus_ir::ast::{ConfigKey, ConfigType, Entry, Expr, Function, Item, Module, Name, Require};
 use nucleus_ir::diagnostics::{Diagnostic, has_errors};
-use nucleus_ir::parse;
 use nucleus_ir::source::{FileId, SourceMap, Span};
+use nucleus_ir::{parse, verify};
 
 /// The text of `std`, the functions that models share.
 const STD: &str = include_str!("../../../../ir-specs/std.ir");
@@ -56,10 +56,16 @@ enum Definition {
     Key,
     Const,
     Dim,
-    Function { item: usize },
-    Entry { item: usize },
+    Function {
+        item: usize,
+    },
+    Entry {
+        item: usize,
+    },
     /// The same name in another module.
-    Imported { module: usize },
+    Imported {
+        module: usize,
+    },
 }
 
 /// Something that can be called.
@@ -216,8 +222,14 @@ impl Loader<'_> {
                 imports.insert(module.node.clone(), position);
             }
         }
-        let exports = imports.iter().map(|(name, position)| (name.clone(), self.modules[*position].ast.clone()));
-        let _exports: HashMap<String, Module> = exports.collect();
+        let exports: HashMap<String, &Module> =
+            imports.iter().map(|(name, position)| (name.clone(), &self.modules[*position].ast)).collect();
+        let found = verify(&ast, &exports);
+        let broken = has_errors(&found);
+        self.diagnostics.extend(found);
+        if broken {
+            return None;
+        }
         let names = define(&ast, &imports);
         self.modules.push(LoadedModule { ast, names });
         Some(self.modules.len() - 1)

@@ -34,7 +34,9 @@ impl Evaluator<'_> {
             BinaryOperator::Equal | BinaryOperator::NotEqual => Op::Equal,
             BinaryOperator::And => Op::And,
             BinaryOperator::Or => Op::Or,
-            BinaryOperator::Rem | BinaryOperator::Coalesce => return self.undefined(operator, &left, &right, span),
+            BinaryOperator::Rem | BinaryOperator::Coalesce => {
+                return self.undefined(operator, &left, &right, span);
+            }
         };
         let operands = match operator {
             BinaryOperator::Greater | BinaryOperator::GreaterEqual => vec![right, left],
@@ -118,7 +120,8 @@ impl Evaluator<'_> {
                 if size.is_constant(1) {
                     *size = have.clone();
                 } else if !have.is_constant(1) && have != size {
-                    let shapes: Vec<String> = values.iter().map(|value| self.graph.ty(*value).to_string()).collect();
+                    let shapes: Vec<String> =
+                        values.iter().map(|value| self.graph.ty(*value).to_string()).collect();
                     let message = format!("shapes do not broadcast: {}", shapes.join(" and "));
                     let label = format!("one side has {size} where another has {have}");
                     self.report(Diagnostic::error(message).label(span, label))?;
@@ -147,7 +150,8 @@ impl Evaluator<'_> {
         let ty = self.graph.ty(x).clone();
         let part = if count >= 1 { ty.shape[axis].exact_div(&Dim::constant(count)) } else { None };
         let Some(part) = part.filter(|_| count <= 1024) else {
-            let message = format!("axis {axis} of {} does not split into {count} equal parts", ShapeDisplay(&ty.shape));
+            let message =
+                format!("axis {axis} of {} does not split into {count} equal parts", ShapeDisplay(&ty.shape));
             let diagnostic = Diagnostic::error(message).label(span, "in this operation");
             return self.poison(diagnostic.help("the count is from 1 to 1024 and divides the size"));
         };
@@ -157,7 +161,8 @@ impl Evaluator<'_> {
             let (start, end) = match (bound(index), bound(index + 1)) {
                 (Ok(start), Ok(end)) => (start, end),
                 (Err(error), _) | (_, Err(error)) => {
-                    return self.poison(Diagnostic::error(error.to_string()).label(span, "in this operation"));
+                    return self
+                        .poison(Diagnostic::error(error.to_string()).label(span, "in this operation"));
                 }
             };
             match self.value(Op::Slice { axis, start, end }, &[x], span)? {
