@@ -10,8 +10,10 @@ use crate::error::PassError;
 
 /// The cost of an operation that is not one or two instructions.
 const TRANSCENDENTAL: u32 = 16;
-/// What is cheap enough to compute at each of several uses, or at every point along which it is repeated.
+/// What is cheap enough to compute at each of several uses.
 const CHEAP: u32 = 4;
+/// What is cheap enough to compute at every point along which it is repeated.
+const CHEAP_REPEATED: u32 = 2;
 /// What is cheap enough to compute in every pass along a row.
 const CHEAP_IN_ROWS: u32 = 8;
 /// What is cheap enough to compute more often than its inputs change.
@@ -176,7 +178,8 @@ impl State {
                     free || {
                         let limit = match () {
                             () if self.rate(value) < site.rate => CHEAP_PER_RATE,
-                            () if site.repeats || !one_kernel => CHEAP,
+                            () if site.repeats => CHEAP_REPEATED,
+                            () if !one_kernel => CHEAP,
                             () if site.in_rows && sites.len() > 1 => CHEAP_IN_ROWS,
                             () => LARGEST,
                         };

@@ -24,7 +24,7 @@ mod space;
 mod state;
 
 use nucleus_ir::graph::{Graph, Value, ValueDef};
-use nucleus_ir::{Dim, Op};
+use nucleus_ir::{DType, Dim, Op};
 use nucleus_plan::{Buffer, BufferId, Place, Plan, PlanInput, PlanOutput};
 
 use crate::error::PassError;
@@ -190,10 +190,19 @@ fn place_pieces(state: &State, concat: Value, homes: &mut [Option<Home>]) -> Res
         let is_output =
             state.output[index].is_some() || state.graph.outputs.iter().any(|output| output.value == *piece);
         let once = data.operands.iter().filter(|other| *other == piece).count() == 1;
-        // Indices stay dense: the kernels that read them whole want them so.
+        // No kernel may read one part of a buffer and write another: launches are ordered by whole buffers.
+        let read_elsewhere = state.uses[index].iter().any(|node| {
+            let result = state.graph.node(*node).results[0];
+            result != concat && state.owner[result.index()] != state.owner[index]
+        });
+        // What is written or read whole, not through a scalar function, stays dense.
+        let whole = state
+            .def(*piece)
+            .is_none_or(|(_, data)| matches!(data.op, Op::ExpertChoice { .. } | Op::InvertIndex { .. }))
+            || ty.dtype == DType::I32;
         let free = state.stored[index] && state.owner[index].is_some() && homes[index].is_none();
-        let fits = state.rate(*piece) == state.rate(concat) && ty.dtype != nucleus_ir::DType::I32;
-        if free && fits && once && !is_output {
+        let fits = state.rate(*piece) == state.rate(concat) && !whole;
+        if free && fits && once && !read_elsewhere && !is_output {
             homes[index] = Some(Home { offset, dense: false, ..home.clone() });
             place_pieces(state, *piece, homes)?;
         }

@@ -1,0 +1,41 @@
+//! The Nucleus-Image denoiser.
+
+use std::time::Instant;
+
+use nucleus_ir::{Bindings, DType};
+use nucleus_passes::fuse::fuse;
+
+use crate::support::{NUCLEUS_IMAGE, anchors, checked, launches, prepared};
+
+const SMALL: [&str; 10] = [
+    "num_layers=5",
+    "num_attention_heads=4",
+    "num_key_value_heads=2",
+    "attention_head_dim=8",
+    "axes_dims_rope=[4, 2, 2]",
+    "joint_attention_dim=24",
+    "num_experts=4",
+    "moe_intermediate_dim=6",
+    "mlp_ratio=12",
+    "capacity_factors=2.0",
+];
+
+#[test]
+fn a_small_model_keeps_its_meaning() {
+    let plan = checked(NUCLEUS_IMAGE, &SMALL, 1e-5);
+    println!("{}", launches(&plan));
+    println!("{:?}", anchors(&plan));
+}
+
+#[test]
+fn the_released_model_is_a_handful_of_kernels() {
+    let graph = prepared(NUCLEUS_IMAGE, &[], DType::Bf16);
+    let start = Instant::now();
+    let plan = fuse(&graph).unwrap();
+    println!("{:?}", start.elapsed());
+    println!("{}", launches(&plan));
+    println!("{} kernels, {} launches, {:?}", plan.kernels.len(), plan.launches.len(), anchors(&plan));
+    let dims = Bindings::from_iter([("B", 1), ("H", 64), ("W", 64), ("T", 256)]);
+    let total: i64 = plan.launches.iter().map(|launch| launch.flops.eval(&dims).unwrap()).sum();
+    println!("{:.3} TFLOP", total as f64 / 1e12);
+}

@@ -1,0 +1,30 @@
+//! Plans of random graphs compute what the evaluator computes.
+
+use nucleus_ir::testing::random_graph;
+use nucleus_ir::Bindings;
+use nucleus_passes::fuse::fuse;
+use nucleus_passes::route::route;
+use nucleus_passes::stage::stage;
+use proptest::prelude::*;
+
+use crate::support::difference;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_graphs_keep_their_meaning(
+        bytes in prop::collection::vec(any::<u8>(), 0..160),
+        (b, h, w, t) in (1i64..3, 1i64..4, 1i64..4, 1i64..4),
+        seed in any::<u64>(),
+    ) {
+        let graph = route(&stage(&random_graph(&bytes)).unwrap()).unwrap();
+        let text = || nucleus_ir::graph_printer::print_graph(&graph);
+        let plan = fuse(&graph).map_err(|error| TestCaseError::fail(format!("{error}\n{}", text())))?;
+        let dims = Bindings::from_iter([("B", b), ("H", h), ("W", w), ("T", t)]);
+        let error = difference(&graph, &plan, &dims, seed)
+            .map_err(|error| TestCaseError::fail(format!("{error}\n{}\n{plan}", text())))?;
+        // Low-precision values are rounded at the same places; what differs is the order of sums before a rounding to bf16.
+        prop_assert!(error <= 2e-2, "error {error}\n{}\n{plan}", text());
+    }
+}
