@@ -382,3 +382,155 @@ impl<'a> Verifier<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::float::Float;
+    use crate::graph::{Input, Output, Weight};
+    use crate::ops::Op;
+    use crate::types::Rate;
+
+    /// `y = slice(x · wᵀ, 1, 0, T)` over x: [B, 4], w: [3, 4].
+    fn sample() -> Graph {
+        let mut graph = Graph::new("sample", ["B", "T"].map(Symbol::new).to_vec());
+        let ty = TensorType::new(DType::F32, vec![Dim::symbol("B"), Dim::constant(4)]);
+        let x = graph.add_input(Input { name: "x".to_owned(), ty, rate: Rate::Step, default: None });
+        let ty = TensorType::new(DType::F32, vec![Dim::constant(3), Dim::constant(4)]);
+        let w = graph.add_weight(Weight { name: "w".to_owned(), ty });
+        let op = Op::Matmul { transpose_a: false, transpose_b: true };
+        let product = graph.add(op, &[x, w], Some("a.b".into())).unwrap();
+        let op = Op::Slice { axis: 1, start: Dim::constant(0), end: Dim::symbol("T") };
+        let value = graph.add(op, &[product], None).unwrap();
+        graph.outputs.push(Output { name: "y".to_owned(), value });
+        graph
+    }
+
+    fn errors(graph: &Graph) -> Vec<String> {
+        verify_graph(graph).unwrap_err().iter().map(ToString::to_string).collect()
+    }
+
+    /// The sample with a change to its serialised form, as a broken file would have it.
+    fn changed(change: impl Fn(&mut serde_json::Value)) -> Vec<String> {
+        let mut json = serde_json::to_value(sample()).unwrap();
+        change(&mut json);
+        errors(&serde_json::from_value(json).unwrap())
+    }
+
+    #[test]
+    fn a_built_graph_is_valid() {
+        assert_eq!(verify_graph(&sample()), Ok(()));
+    }
+
+    #[test]
+    fn names_are_unique_and_dims_declared() {
+        let mut graph = sample();
+        graph.dims = vec![Symbol::new("T"), Symbol::new("T")];
+        graph.inputs[0].default = Some(Float(0.5));
+        graph.outputs.push(graph.outputs[0].clone());
+        assert_eq!(
+            errors(&graph),
+            [
+                "dims: `T` is declared twice",
+                "input `x`: dim `B` is not declared",
+                "output `y`: `y` is declared twice",
+            ]
+        );
+        let mut graph = sample();
+        let ty = TensorType::scalar(DType::Bool);
+        let default = Some(Float(0.5));
+        graph.add_input(Input { name: "flag".to_owned(), ty, rate: Rate::Step, default });
+        assert_eq!(errors(&graph), ["input `flag`: the default 0.5 is not a value of bool"]);
+    }
+
+    #[test]
+    fn weights_are_constant_and_unique() {
+        let mut graph = sample();
+        graph.add_weight(graph.weights[0].clone());
+        let ty = TensorType::new(DType::F32, vec![Dim::symbol("B"), Dim::constant(0)]);
+        graph.add_weight(Weight { name: "v".to_owned(), ty });
+        assert_eq!(
+            errors(&graph),
+            [
+                "weight `w`: `w` is declared twice",
+                "weight `v`: shape [B, 0] is not one of constant, positive sizes with fewer than 2^63 elements",
+            ]
+        );
+    }
+
+    #[test]
+    fn constraints_are_kept() {
+        let mut graph = sample();
+        graph.constraints.retain(|constraint| !constraint.what.contains("inside"));
+        assert_eq!(
+            errors(&graph),
+            ["node 1 (slice): the graph lacks the constraint T <= 3: the end of a slice is inside its axis"]
+        );
+    }
+
+    #[test]
+    fn rates_are_for_all_values_and_agree() {
+        let mut graph = sample();
+        let values: Vec<Value> = graph.values().map(|(value, _)| value).collect();
+        graph.set_rate(values[0], Rate::Prompt);
+        graph.set_rate(values[1], Rate::Model);
+        graph.set_rate(values[2], Rate::Model);
+        assert_eq!(
+            errors(&graph),
+            [
+                "input `x`: its value is per prompt, the input is per step",
+                "value 2: it is per model but its operand 0 changes more often",
+                "value 3: it has no rate although other values have one",
+            ]
+        );
+        graph.set_rate(values[0], Rate::Step);
+        graph.set_rate(values[2], Rate::Step);
+        graph.set_rate(values[3], Rate::Step);
+        assert_eq!(verify_graph(&graph), Ok(()));
+    }
+
+    #[test]
+    fn broken_tables_are_found() {
+        assert_eq!(
+            changed(|json| json["nodes"][0]["operands"][0] = 3.into()),
+            [
+                "node 0 (matmul in a.b): operand 3 is computed only later",
+                "node 0 (matmul in a.b): op `matmul`: contracted sizes T and 4 differ",
+            ]
+        );
+        assert_eq!(
+            changed(|json| json["nodes"][1]["operands"][0] = 9.into()),
+            ["node 1 (slice): there is no value 9"]
+        );
+        assert_eq!(
+            changed(|json| json["outputs"][0]["value"] = 7.into()),
+            ["output `y`: there is no value 7"]
+        );
+        assert_eq!(
+            changed(|json| json["values"][2]["ty"]["dtype"] = "Bf16".into()),
+            [
+                "node 0 (matmul in a.b): result 0 has type bf16[B, 3], the op gives f32[B, 3]",
+                "node 1 (slice): result 0 has type f32[B, T], the op gives bf16[B, T]",
+            ]
+        );
+        assert_eq!(
+            changed(|json| json["nodes"][0]["results"][0] = 1.into()),
+            [
+                "node 0 (matmul in a.b): the value table does not agree with it: result 0 is value 1, which says otherwise",
+                "value 2: the value table does not agree with it: node 0 does not list it as result 0",
+            ]
+        );
+        assert_eq!(
+            changed(|json| json["weights"][0]["ty"]["dtype"] = "F16".into()),
+            [
+                "value 1: the value table does not agree with it: its type is not the declared one, or there is no declaration"
+            ]
+        );
+        assert_eq!(
+            changed(|json| json["inputs"] = serde_json::Value::Array(Vec::new())),
+            [
+                "value 0: the value table does not agree with it: its type is not the declared one, or there is no declaration"
+            ]
+        );
+    }
+}
