@@ -14,9 +14,6 @@ mod run;
 pub(crate) mod slots;
 mod table;
 
-#[cfg(test)]
-mod tests;
-
 pub use bind::BoundPlan;
 pub(crate) use bounds::range;
 pub use error::{BindError, CompileError, ExecuteError};

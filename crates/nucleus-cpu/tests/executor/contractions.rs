@@ -1,0 +1,217 @@
+//! Matrix products: factors from loads, gathers and functions, segments, batches, packed weights.
+
+use crate::harness::{Case, DEFAULT, check};
+
+/// `y = silu(x W₀ᵀ) · (x W₁ᵀ) + r`, the weight stored (out, in), with a copy in bf16.
+fn gated(dtype: &str, a: &str) -> String {
+    format!(
+        "
+    dim B, S;
+    input x: {dtype}[B, S, 37] per step;
+    input r: f32[B, S, 21] per step;
+    output y: f32[B, S, 21];
+    output z: bf16[B, S, 21];
+    weight \"w\": {dtype}[42, 37];
+    buffer b0: {dtype}[B, S, 37] input 0;
+    buffer b1: {dtype}[42, 37] weight \"w\";
+    buffer b2: f32[B, S, 21] input 1;
+    buffer b3: f32[B, S, 21] output 0;
+    buffer b4: bf16[B, S, 21] output 1;
+    kernel k0(read {dtype}, read {dtype}, read f32, write f32, write bf16) sizes 4 matmul {dtype} {{
+        batch;
+        rows s0, s1;
+        columns 21; segments 2; depth 37;
+        a {{
+            {a}
+        }}
+        b {{
+            v0 = load o1[i0 + 37*i1];
+            return v0;
+        }}
+        epilogue {{
+            v0 = accumulator 0;
+            v1 = sigmoid(v0);
+            v2 = mul(v0, v1);
+            v3 = accumulator 1;
+            v4 = mul(v2, v3);
+            v5 = load o2[s3*i0 + 21*i1 + i2];
+            v6 = add(v4, v5);
+            store o3[s3*i0 + 21*i1 + i2] = v6;
+            v8 = cast(v6, bf16);
+            store o4[s3*i0 + 21*i1 + i2] = v8;
+        }}
+    }}
+    launch k0(b0, b1, b2, b3, b4) sizes B, S, 37*S, 21*S per step;
+"
+    )
+}
+
+const PLAIN: &str = "v0 = load o0[s2*i0 + 37*i1 + i2]; return v0;";
+const SIZES: [(i64, i64); 6] = [(1, 1), (1, 2), (2, 3), (1, 31), (3, 33), (2, 70)];
+
+#[test]
+fn gated_products_of_every_type() {
+    for dtype in ["f32", "bf16", "f16"] {
+        let text = gated(dtype, PLAIN);
+        for (b, s) in SIZES {
+            check(&Case { text: &text, dims: &[("B", b), ("S", s)], tolerance: 1e-5, ..DEFAULT });
+        }
+    }
+}
+
+#[test]
+fn a_left_factor_may_be_a_function() {
+    let a = "v0 = load o0[s2*i0 + 37*i1 + i2]; v1 = tanh(v0); v2 = add(v1, v1); return v2;";
+    for dtype in ["f32", "bf16", "f16"] {
+        let tolerance = if dtype == "f32" { 1e-5 } else { 2e-3 };
+        for (b, s) in SIZES {
+            check(&Case { text: &gated(dtype, a), dims: &[("B", b), ("S", s)], tolerance, ..DEFAULT });
+        }
+    }
+}
+
+#[test]
+fn left_rows_may_run_backwards_or_be_broadcast() {
+    for a in [
+        "v0 = load o0[s2*i0 + i2]; return v0;",
+        "v0 = load o0[36 + s2*i0 + 37*i1 + -1*i2]; return v0;",
+        "v0 = load o0[37*i1 + i2]; return v0;",
+    ] {
+        check(&Case { text: &gated("f32", a), dims: &[("B", 2), ("S", 13)], tolerance: 1e-5, ..DEFAULT });
+    }
+}
+
+/// The experts' first product: tokens gathered by slot, weights (expert, in, out).
+fn experts(dtype: &str) -> String {
+    format!(
+        "
+    dim B, S, C;
+    input x: {dtype}[B, S, 24] per step;
+    input slot: i32[B, 3, C] per step;
+    output y: f32[3, B, C, 10];
+    weight \"w\": {dtype}[3, 24, 20];
+    buffer b0: {dtype}[B, S, 24] input 0;
+    buffer b1: i32[B, 3, C] input 1;
+    buffer b2: {dtype}[3, 24, 20] weight \"w\";
+    buffer b3: f32[3, B, C, 10] output 0;
+    kernel k0(read {dtype}, read i32, read {dtype}, write f32) sizes 6 grouped_matmul {dtype} {{
+        batch 3;
+        rows s0, s1;
+        columns 10; segments 2; depth 24;
+        a {{
+            v0 = load o0[s2*i1 + i3 + 24*o1[s1*i0 + s3*i1 + i2]];
+            return v0;
+        }}
+        b {{
+            v0 = load o2[480*i0 + 20*i1 + i2];
+            return v0;
+        }}
+        epilogue {{
+            v0 = accumulator 0;
+            v1 = accumulator 1;
+            v2 = mul(v0, v1);
+            store o3[s4*i0 + s5*i1 + 10*i2 + i3] = v2;
+        }}
+    }}
+    launch k0(b0, b1, b2, b3) sizes B, C, 24*S, 3*C, 10*B*C, 10*C per step;
+"
+    )
+}
+
+#[test]
+fn experts_gather_their_tokens() {
+    let value = |name: &str, position: usize| (name == "slot").then_some((position * 5 % 7) as f64);
+    for dtype in ["f32", "bf16"] {
+        for (b, c) in [(1, 1), (2, 3), (3, 17), (70, 2)] {
+            let dims = [("B", b), ("S", 7), ("C", c)];
+            check(&Case { text: &experts(dtype), dims: &dims, value: &value, tolerance: 1e-5 });
+        }
+    }
+}
+
+/// Both factors are activations, with two batch axes of which one broadcasts the right one.
+const BATCHED: &str = "
+    dim B, H, N, K, M;
+    input x: f32[B, H, N, K] per step;
+    input y: f32[B, 1, K, M] per step;
+    output z: f32[B, H, N, M];
+    buffer b0: f32[B, H, N, K] input 0;
+    buffer b1: f32[B, 1, K, M] input 1;
+    buffer b2: f32[B, H, N, M] output 0;
+    kernel k0(read f32, read f32, write f32) sizes 11 matmul f32 {
+        batch s0, s1;
+        rows s2;
+        columns s4; segments 1; depth s3;
+        a {
+            v0 = load o0[s5*i0 + s6*i1 + s3*i2 + i3];
+            return v0;
+        }
+        b {
+            v0 = load o1[s7*i0 + s4*i2 + i3];
+            return v0;
+        }
+        epilogue {
+            v0 = accumulator 0;
+            store o2[s8*i0 + s9*i1 + s4*i2 + i3] = v0;
+        }
+    }
+    launch k0(b0, b1, b2) sizes B, H, N, K, M, H*N*K, N*K, K*M, H*N*M, N*M, 0 per step;
+";
+
+#[test]
+fn batches_of_activations() {
+    for [b, h, n, k, m] in [[1, 1, 1, 1, 1], [2, 3, 5, 7, 9], [1, 4, 33, 16, 35]] {
+        let dims = [("B", b), ("H", h), ("N", n), ("K", k), ("M", m)];
+        check(&Case { text: BATCHED, dims: &dims, tolerance: 1e-5, ..DEFAULT });
+    }
+}
+
+#[test]
+fn a_right_factor_may_be_a_function() {
+    let text = BATCHED.replace(
+        "v0 = load o1[s7*i0 + s4*i2 + i3];\n            return v0;",
+        "v0 = load o1[s7*i0 + s4*i2 + i3];\n            v1 = exp(v0);\n            return v1;",
+    );
+    assert_ne!(text, BATCHED);
+    let dims = [("B", 2), ("H", 3), ("N", 5), ("K", 7), ("M", 9)];
+    check(&Case { text: &text, dims: &dims, tolerance: 1e-5, ..DEFAULT });
+}
+
+#[test]
+fn a_product_over_nothing_is_zero() {
+    let text = gated("f32", PLAIN).replace("37", "0");
+    check(&Case { text: &text, dims: &[("B", 2), ("S", 3)], ..DEFAULT });
+}
+
+#[test]
+fn values_of_stage_model_are_packed_like_weights() {
+    let text = "
+    dim N;
+    input x: f32[N, 8] per step;
+    output y: f32[N, 6];
+    weight \"w\": f32[8, 6];
+    buffer b0: f32[8, 6] weight \"w\";
+    buffer b1: f32[8, 6] arena model;
+    buffer b2: f32[N, 8] input 0;
+    buffer b3: f32[N, 6] output 0;
+    kernel k0(read f32, write f32) sizes 0 map {
+        space 48;
+        function {
+            v0 = load o0[i0];
+            v1 = add(v0, v0);
+            store o1[i0] = v1;
+        }
+    }
+    kernel k1(read f32, read f32, write f32) sizes 1 matmul f32 {
+        batch;
+        rows s0;
+        columns 6; segments 1; depth 8;
+        a { v0 = load o0[8*i0 + i1]; return v0; }
+        b { v0 = load o1[6*i0 + i1]; return v0; }
+        epilogue { v0 = accumulator 0; store o2[6*i0 + i1] = v0; }
+    }
+    launch k0(b0, b1) per model;
+    launch k1(b2, b1, b3) sizes N per step;
+";
+    check(&Case { text, dims: &[("N", 5)], tolerance: 1e-5, ..DEFAULT });
+}

@@ -1,0 +1,89 @@
+//! What cannot run is an error that says why.
+
+use nucleus_cpu::{BindError, BoundPlan, CompileError, CpuProgram, ExecuteError, Options};
+
+use crate::harness::{Case, DEFAULT, bindings, expected, plan, run};
+
+const GATHER: &str = "
+    dim N, S;
+    input x: f32[S, 4] per step;
+    input index: i32[N] per step;
+    output y: f32[N, 4];
+    buffer b0: f32[S, 4] input 0;
+    buffer b1: i32[N] input 1;
+    buffer b2: f32[N, 4] output 0;
+    kernel k0(read f32, read i32, write f32) sizes 1 map {
+        space s0, 4;
+        function {
+            v0 = load o0[i1 + 4*o1[i0]];
+            store o2[4*i0 + i1] = v0;
+        }
+    }
+    launch k0(b0, b1, b2) sizes N per step;
+";
+
+fn compile(text: &str) -> Result<CpuProgram, CompileError> {
+    CpuProgram::compile(plan(text), Options { threads: 1, ..Options::default() })
+}
+
+fn bind(text: &str, dims: &[(&str, i64)]) -> Result<BoundPlan, BindError> {
+    compile(text).unwrap().bind(&bindings(dims))
+}
+
+#[test]
+fn an_index_outside_its_buffer() {
+    for bad in [-1.0, 5.0, f64::from(i32::MAX), f64::from(i32::MIN)] {
+        let fine = |name: &str, _: usize| (name == "index").then_some(0.0);
+        let dims = [("N", 9), ("S", 5)];
+        let case = Case { text: GATHER, dims: &dims, value: &fine, ..DEFAULT };
+        let mut given = expected(&case, &plan(GATHER), &bindings(&dims));
+        given.replace("index", 7, bad);
+        let outcome = run(&mut compile(GATHER).unwrap(), &bindings(&dims), &given, false);
+        match outcome {
+            Err(ExecuteError::Index { value, size: 5, .. }) => assert_eq!(value as f64, bad),
+            other => panic!("{bad}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn sizes_that_leave_a_buffer() {
+    let text = GATHER.replace("4*i0 + i1] = v0", "5*i0 + i1] = v0");
+    let error = bind(&text, &[("N", 3), ("S", 2)]).unwrap_err();
+    assert!(matches!(error, BindError::Bounds { launch: 0, .. }), "{error}");
+    assert!(error.to_string().contains("operand 2 has 12 elements; 0 to 13 are touched"), "{error}");
+    assert!(bind(&text, &[("N", 1), ("S", 2)]).is_ok());
+}
+
+#[test]
+fn dims_without_a_value_or_absurd_ones() {
+    assert!(matches!(bind(GATHER, &[("N", 3)]), Err(BindError::Dim { name, .. }) if name == "S"));
+    assert!(matches!(bind(GATHER, &[("N", 0), ("S", 1)]), Err(BindError::Dim { name, .. }) if name == "N"));
+    assert!(matches!(bind(GATHER, &[("N", 1 << 50), ("S", 1)]), Err(BindError::Memory { .. })));
+    assert!(matches!(bind(GATHER, &[("N", i64::MAX), ("S", i64::MAX)]), Err(BindError::Memory { .. })));
+}
+
+#[test]
+fn a_constraint_that_does_not_hold() {
+    let text =
+        GATHER.replace("    buffer b0", "    require N <= S, \"as many rows as sources\";\n    buffer b0");
+    let error = bind(&text, &[("N", 3), ("S", 2)]).unwrap_err();
+    assert_eq!(error.to_string(), "as many rows as sources: `N` = 3 exceeds `S` = 2");
+}
+
+#[test]
+fn launches_and_functions_that_do_not_fit() {
+    for (from, to) in [
+        ("launch k0(b0, b1, b2) sizes N", "launch k0(b0, b1) sizes N"),
+        ("launch k0(b0, b1, b2) sizes N", "launch k0(b0, b1, b2) sizes N, S"),
+        ("launch k0(b0, b1, b2) sizes N", "launch k0(b1, b0, b2) sizes N"),
+        ("kernel k0(read f32, read i32, write f32)", "kernel k0(read f32, update i32, write f32)"),
+        ("space s0, 4", "space s1, 4"),
+        ("v0 = load o0[i1 + 4*o1[i0]]", "v0 = load o1[i0]"),
+        ("v0 = load o0[i1 + 4*o1[i0]]", "v0 = load o7[i0]"),
+    ] {
+        let text = GATHER.replace(from, to);
+        assert_ne!(text, GATHER);
+        assert!(compile(&text).is_err(), "{to}");
+    }
+}

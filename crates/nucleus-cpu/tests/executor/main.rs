@@ -1,0 +1,11 @@
+//! Plans run by the CPU backend and by the plan interpreter give the same outputs: every anchor, every dtype, odd sizes, any number of
+//! threads.
+
+mod attention;
+mod contractions;
+mod errors;
+mod harness;
+mod maps;
+mod random_functions;
+mod reductions;
+mod routing;
