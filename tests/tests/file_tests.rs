@@ -5,7 +5,7 @@
 //! // dtype: bf16             compute dtype; f32 without it
 //! // set: num_layers=2       a config value, as on the command line; may be repeated
 //! // entry: loss             the entry; the first one without it
-//! // dims: B=2, S=5          evaluate before and after the passes: both must give the same answer
+//! // dims: B=2, S=5          evaluate before and after the passes, plans too: all must give the same answer
 //! // snapshot                the whole output must be that of the file beside it, named *.expected
 //! // check: text             the output has this text after that of the check before
 //! // check-not: text         the output has this text nowhere
@@ -23,16 +23,23 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use nucleus_interp::{Data, Options, Tensor, evaluate};
+use nucleus_interp::{Data, Options, Real, Tensor, evaluate};
 use nucleus_ir::diagnostics::{has_errors, render};
 use nucleus_ir::source::SourceMap;
 use nucleus_ir::{Bindings, DType, Graph, TensorType};
 use nucleus_passes::elaborate::{Config, Program, elaborate};
 use nucleus_passes::pipeline::{CompileError, CompileOptions, Form, compile_to};
+use nucleus_plan::{Plan, reference};
 use nucleus_tests::evaluation::{MadeUp, largest_difference};
 
 /// The most by which an answer may change between `f64` evaluations: constants are folded in `f32`.
 const FOLDING_ERROR: f64 = 1e-6;
+
+/// The most by which a plan's answer may differ from its graph's in `f32`: sums run in another order.
+const F32_ERROR: f64 = 1e-5;
+
+/// The same where values are stored in `bf16`: one unit in the last of eight bits.
+const NARROW_ERROR: f64 = 1.0 / 128.0;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::from_args();
@@ -198,7 +205,43 @@ fn compile(sources: &SourceMap, program: &Program, directives: &Directives) -> O
     if let (Some(dims), Some(before), Some(after)) = (&directives.dims, &elaborated, &last_graph) {
         same_answer(before, after, dims, options.dtype)?;
     }
+    if let (Some(dims), Some(graph), Form::Plan(plan)) = (&directives.dims, &last_graph, &form) {
+        plan_answer(graph, plan, dims, options.dtype)?;
+    }
     Ok(form.text())
+}
+
+/// The plan gives the outputs of the graph that it was made from. Both round where the graph says; in `bf16` and `f16` sums in another
+/// order may round to the neighbour.
+fn plan_answer(graph: &Graph, plan: &Plan, dims: &Bindings, compute: DType) -> Result<(), String> {
+    let made_up = MadeUp::default();
+    let want = made_up.outputs::<f32>(graph, dims).map_err(|error| format!("graph: {error}"))?;
+    let elements = |name: &str, ty: &TensorType| {
+        let tensor = made_up.tensor::<f64>(name, ty, dims)?;
+        Some((name.to_owned(), numbers(tensor.data())))
+    };
+    let inputs = graph.inputs.iter().filter_map(|input| elements(&input.name, &input.ty)).collect();
+    let weights = graph.weights.iter().filter_map(|weight| elements(&weight.name, &weight.ty)).collect();
+    let got = reference::evaluate(plan, dims, &inputs, &weights).map_err(|error| format!("plan: {error}"))?;
+    let got: Vec<_> = want
+        .iter()
+        .zip(got)
+        .map(|((name, want), got)| Ok((name.clone(), tensor(&got, &want.ty(), &Bindings::new())?)))
+        .collect::<Result<_, String>>()?;
+    let difference = largest_difference(&want, &got)?;
+    let allowed = if compute == DType::F32 { F32_ERROR } else { NARROW_ERROR };
+    if difference > allowed {
+        return Err(format!("the plan's answer differs from the graph's by {difference:e}"));
+    }
+    Ok(())
+}
+
+fn numbers<F: Real>(data: &Data<F>) -> Vec<f64> {
+    match data {
+        Data::Float(x) => x.iter().map(|x| x.to_f64()).collect(),
+        Data::Int(x) => x.iter().map(|x| f64::from(*x)).collect(),
+        Data::Bool(x) => x.iter().map(|x| f64::from(u8::from(*x))).collect(),
+    }
 }
 
 /// Both graphs give the same outputs: up to the folding of constants in `f64`, up to a few roundings of products in `bf16`.
