@@ -94,6 +94,7 @@ impl Verifier<'_> {
                     marks[used.target] = Mark::Open;
                     path.push((used.target, 0));
                 }
+                Mark::Open if self.is_full() => {}
                 Mark::Open => {
                     let first = path.iter().position(|(open, _)| *open == used.target).unwrap_or(0);
                     let members: Vec<usize> = path[first..].iter().map(|(open, _)| *open).collect();

@@ -64,6 +64,9 @@ impl<'a> Verifier<'a> {
     }
 
     fn assignment(&mut self, name: &'a Name) {
+        if self.is_full() {
+            return;
+        }
         let Some(local) = self.locals.get(&name.node).copied() else {
             let diagnostic =
                 match self.globals.get(name.node.as_str()).and_then(|global| global.definition.kind()) {
@@ -186,6 +189,9 @@ impl<'a> Verifier<'a> {
     }
 
     fn unknown_value(&mut self, name: &str, span: Span) {
+        if self.is_full() {
+            return;
+        }
         let mut diagnostic =
             Diagnostic::error(format!("there is no value `{name}`")).label(span, "not known here");
         if builtin(name).is_some() {

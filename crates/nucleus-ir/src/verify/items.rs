@@ -56,7 +56,9 @@ impl<'a> Verifier<'a> {
                     None => {
                         let message = format!("module `{}` has no `{}`", module.node, name.node);
                         let mut diagnostic = Diagnostic::error(message).label(name.span, "imported here");
-                        if let Some(near) = nearest(&name.node, exports.keys().copied()) {
+                        if !self.is_full()
+                            && let Some(near) = nearest(&name.node, exports.keys().copied())
+                        {
                             diagnostic = diagnostic.help(format!("it has `{near}`"));
                         }
                         self.error(diagnostic);

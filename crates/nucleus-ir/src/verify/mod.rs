@@ -133,8 +133,13 @@ enum Place {
 }
 
 impl Verifier<'_> {
+    /// True once further errors are dropped: then it is not worth finding out more about them.
+    fn is_full(&self) -> bool {
+        self.errors.len() >= MAX_REPORTED
+    }
+
     fn error(&mut self, diagnostic: Diagnostic) {
-        if self.errors.len() < MAX_REPORTED {
+        if !self.is_full() {
             self.errors.push(diagnostic);
         }
     }
