@@ -383,6 +383,7 @@ impl<'a> Run<'a> {
                             c_stride: score_stride,
                             add: false,
                             ahead: panel,
+                            ahead_stride: 0,
                         });
                     }
                 }
@@ -426,6 +427,7 @@ impl<'a> Run<'a> {
                             c_stride: output_stride,
                             add: true,
                             ahead: panel,
+                            ahead_stride: 0,
                         });
                     }
                 }

@@ -223,6 +223,25 @@ impl Parts {
     }
 }
 
+/// One part of k of one panel, for all rows of a block.
+struct Chunk {
+    /// Which part of k.
+    index: usize,
+    /// The block's first staged row.
+    a: *const u32,
+    b: *const u32,
+    sums: *mut f32,
+    row_stride: usize,
+    ahead: Ahead,
+}
+
+/// What to fetch into the second-level cache meanwhile: the part of B that comes next, and a share of the rows of A for
+/// the part of k that comes next (part, shares, share).
+struct Ahead {
+    b: *const u32,
+    a_part: (usize, usize, usize),
+}
+
 /// Blocks whose rows are staged together.
 struct Round<'a> {
     run: &'a Run<'a>,
@@ -272,18 +291,27 @@ impl Round<'_> {
         let sums = worker.scratch(SUMS_SLOT, 4 * segment_stride * problem.segments).cast::<f32>();
         let a = self.staged.get().wrapping_add((block.first_row - self.first.first_row) * run.staged.stride);
         let parts = Parts { chunks: run.chunks, segments: problem.segments, panels };
-        for (chunk, segment, panel) in parts.iter() {
-            let at = self.part_of_b(job, chunk, segment, panel);
-            let ahead = match parts.after(chunk, segment, panel) {
+        for (number, (chunk, segment, panel)) in parts.iter().enumerate() {
+            let b = match parts.after(chunk, segment, panel) {
                 Some((chunk, segment, panel)) => self.part_of_b(job, chunk, segment, panel),
                 // Probably the job that this worker will do next.
                 None => {
-                    self.part_of_b((job + self.workers).min(self.blocks.len() * run.col_groups - 1), 0, 0, 0)
+                    let next = (job + self.workers).min(self.blocks.len() * run.col_groups - 1);
+                    self.part_of_b(next, 0, 0, 0)
                 }
             };
-            let sums = sums.wrapping_add(segment * segment_stride + panel * layout.panel_cols);
+            let per_chunk = problem.segments * panels;
+            let a_part = ((chunk + 1) % run.chunks, per_chunk, number % per_chunk);
+            let chunk = Chunk {
+                index: chunk,
+                a,
+                b: self.part_of_b(job, chunk, segment, panel),
+                sums: sums.wrapping_add(segment * segment_stride + panel * layout.panel_cols),
+                row_stride,
+                ahead: Ahead { b, a_part },
+            };
             // SAFETY: the part lies within the packed operand, the sums within the scratch.
-            unsafe { self.chunk(chunk, block, a, [at, ahead], sums, row_stride, worker) };
+            unsafe { self.chunk(&chunk, block, worker) };
         }
         let col = first_panel * layout.panel_cols;
         let cols = row_stride.min(problem.n - col);
@@ -305,51 +333,65 @@ impl Round<'_> {
         b.wrapping_add(panel * layout.panel_words() + step * layout.panel_cols)
     }
 
-    /// Adds one part of k of one panel to the sums of all rows of a block, while fetching the part that comes next.
-    #[expect(clippy::too_many_arguments, reason = "the three operands of one product and their place")]
-    unsafe fn chunk(
-        &self,
-        index: usize,
-        block: &Block,
-        a: *const u32,
-        [b, ahead]: [*const u32; 2],
-        sums: *mut f32,
-        c_stride: usize,
-        worker: &mut Worker,
-    ) {
+    /// Adds one part of k of one panel to the sums of all rows of a block, while fetching what comes next.
+    unsafe fn chunk(&self, chunk: &Chunk, block: &Block, worker: &mut Worker) {
         let run = self.run;
         let cols = run.layout.panel_cols;
-        let (range, words_per_step) = run.chunk(index);
+        let (range, words_per_step) = run.chunk(chunk.index);
+        let strips = block.strips.len();
         // SAFETY: the part of b is whole, and strips lie within the staged rows and the sums. An odd k leaves half a
-        // step, so that the widened words may be one more than the staged ones.
+        // step, so that the widened words may be one more than the staged ones. Fetching ahead reads nothing.
         unsafe {
-            let (tiles, b) = if words_per_step == 1 {
-                (run.tiles, b)
-            } else if block.strips.len() < WIDEN_STRIPS {
-                (run.kernels.widening_tiles, b)
-            } else {
-                let wide = worker.scratch(WIDE_SLOT, 8 * range.len() * cols);
-                (run.kernels.widen)(b, range.len() * cols, wide.cast());
-                (run.tiles, wide.cast_const().cast())
-            };
             let begin = range.start * words_per_step;
             let steps = (range.end * words_per_step).min(run.staged.steps()) - begin;
+            let (tiles, b, b_rows) = if words_per_step == 1 {
+                (run.tiles, chunk.b, steps)
+            } else if strips < WIDEN_STRIPS {
+                (run.kernels.widening_tiles, chunk.b, steps / 2)
+            } else {
+                let wide = worker.scratch(WIDE_SLOT, 8 * range.len() * cols);
+                (run.kernels.widen)(chunk.b, range.len() * cols, wide.cast());
+                (run.tiles, wide.cast_const().cast(), steps)
+            };
+            // Each strip fetches its share, so that the memory is asked evenly.
+            let ahead_stride = (4 * range.len() * cols).div_ceil((strips * b_rows).max(1));
             let mut row = 0;
             for (strip, &rows) in block.strips.iter().enumerate() {
-                let last = strip + 1 == block.strips.len();
+                let a = chunk.a.add(row * run.staged.stride);
+                self.fetch_part_of_a(a, rows, chunk.ahead.a_part);
                 tiles[rows - 1](&TileArgs {
                     steps,
-                    a: a.add(row * run.staged.stride + begin),
+                    a: a.add(begin),
                     a_stride: run.staged.stride,
                     b,
-                    c: sums.add(row * c_stride),
-                    c_stride,
-                    add: index > 0,
-                    ahead: if last { ahead } else { b },
+                    c: chunk.sums.add(row * chunk.row_stride),
+                    c_stride: chunk.row_stride,
+                    add: chunk.index > 0,
+                    ahead: chunk.ahead.b.wrapping_byte_add(strip * b_rows * ahead_stride),
+                    ahead_stride,
                 });
                 row += rows;
             }
         }
+    }
+
+    /// Fetches some of a strip's rows for another part of k: share `share` of `shares`.
+    unsafe fn fetch_part_of_a(
+        &self,
+        a: *const u32,
+        rows: usize,
+        (chunk, shares, share): (usize, usize, usize),
+    ) {
+        let run = self.run;
+        if run.chunks == 1 {
+            return;
+        }
+        let (range, words_per_step) = run.chunk(chunk);
+        let rows = part(rows, shares, share);
+        let first = a.wrapping_add(rows.start * run.staged.stride + range.start * words_per_step);
+        let bytes = 4 * range.len() * words_per_step;
+        // SAFETY: a hint reads nothing.
+        unsafe { (run.kernels.prefetch_rows)(first, run.staged.stride, rows.len(), bytes) };
     }
 
     unsafe fn finish(&self, tile: &Tile) {

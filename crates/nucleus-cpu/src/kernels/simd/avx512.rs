@@ -100,6 +100,7 @@ unsafe fn bf16_tile<const ROWS: usize>(args: &TileArgs) {
     // SAFETY: all addresses are within the ranges that `TileArgs` describes; __m512bh is any 512 bits.
     unsafe {
         let pairs = |value: __m512i| std::mem::transmute::<__m512i, __m512bh>(value);
+        let mut ahead = args.ahead;
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
         if args.add {
             for (row, sums) in sums.iter_mut().enumerate() {
@@ -111,7 +112,7 @@ unsafe fn bf16_tile<const ROWS: usize>(args: &TileArgs) {
             let b = args.b.add(step * COLS);
             let left = pairs(_mm512_loadu_si512(b.cast()));
             let right = pairs(_mm512_loadu_si512(b.add(16).cast()));
-            tile::prefetch_row::<Avx512>(args.ahead.wrapping_add(step * COLS));
+            tile::fetch_ahead::<Avx512>(args, &mut ahead);
             for (row, sums) in sums.iter_mut().enumerate() {
                 let value = *args.a.add(row * args.a_stride + step);
                 let value = pairs(_mm512_set1_epi32(value.cast_signed()));

@@ -61,9 +61,10 @@ pub(super) struct TileArgs {
     pub(super) c_stride: usize,
     /// Whether to add to c or to overwrite it.
     pub(super) add: bool,
-    /// Memory that will be read soon; while b is read, as much of it is fetched into the second-level cache. It need
-    /// not be valid.
+    /// Memory that will be read soon: with every row of b, the lines at `ahead` and half a stride behind it are fetched
+    /// into the second-level cache, and `ahead` moves by `ahead_stride` bytes. It need not be valid.
     pub(super) ahead: *const u32,
+    pub(super) ahead_stride: usize,
 }
 
 /// The loops of one instruction set.
@@ -78,6 +79,8 @@ pub(super) struct Kernels {
     pub(super) bf16_tiles: Option<&'static [TileFn]>,
     /// Turns `words` bf16 pairs, grouped by panel row, into twice as many panel rows of f32.
     pub(super) widen: unsafe fn(*const u32, usize, *mut f32),
+    /// Fetches rows into the second-level cache: first word, words from row to row, rows, bytes of each.
+    pub(super) prefetch_rows: unsafe fn(*const u32, usize, usize, usize),
     /// One block of keys of the online softmax.
     pub(super) softmax: unsafe fn(&SoftmaxBlock),
     /// Row conversions: source, elements, destination.
@@ -151,6 +154,11 @@ macro_rules! kernel_table {
                 unsafe { tile::widen::<$simd>(source, words, destination) }
             }
             #[target_feature(enable = $features)]
+            unsafe fn prefetch_rows(first: *const u32, stride: usize, count: usize, bytes: usize) {
+                // SAFETY: passed on.
+                unsafe { tile::prefetch_rows::<$simd>(first, stride, count, bytes) }
+            }
+            #[target_feature(enable = $features)]
             unsafe fn softmax_block(block: &SoftmaxBlock) {
                 // SAFETY: passed on.
                 unsafe { softmax::rows::<$simd>(block) }
@@ -176,6 +184,7 @@ macro_rules! kernel_table {
                 widening_tiles: &[$(widening_tile::<$rows>),*],
                 bf16_tiles: $bf16,
                 widen,
+                prefetch_rows,
                 softmax: softmax_block,
                 f32_to_bf16,
                 bf16_to_f32,

@@ -85,11 +85,10 @@ pub(super) unsafe fn multiply<S: Simd, const ROWS: usize>(args: &TileArgs) {
     unsafe {
         let mut sums = Sums::<S, ROWS>::begin(args);
         for _ in 0..args.steps {
-            prefetch_row::<S>(ahead);
+            fetch_ahead::<S>(args, &mut ahead);
             sums.step(&a, 0, [S::load(b), S::load(b.add(S::LANES))]);
             a.advance(1);
             b = b.add(width);
-            ahead = ahead.wrapping_add(width);
         }
         sums.finish(args);
     }
@@ -108,12 +107,11 @@ pub(super) unsafe fn multiply_widening<S: Simd, const ROWS: usize>(args: &TileAr
         let mut sums = Sums::<S, ROWS>::begin(args);
         for _ in 0..args.steps / 2 {
             let (left, right) = (S::load_pairs(b), S::load_pairs(b.add(S::LANES)));
-            prefetch_row::<S>(ahead);
+            fetch_ahead::<S>(args, &mut ahead);
             sums.step(&a, 0, [left.0, right.0]);
             sums.step(&a, 1, [left.1, right.1]);
             a.advance(2);
             b = b.add(width);
-            ahead = ahead.wrapping_add(width);
         }
         if args.steps % 2 == 1 {
             let (left, right) = (S::load_pairs(b), S::load_pairs(b.add(S::LANES)));
@@ -123,12 +121,25 @@ pub(super) unsafe fn multiply_widening<S: Simd, const ROWS: usize>(args: &TileAr
     }
 }
 
-/// The cache lines of one panel row.
+/// One step of [`TileArgs::ahead`].
 #[inline(always)]
-pub(super) unsafe fn prefetch_row<S: Simd>(row: *const u32) {
-    for word in (0..2 * S::LANES).step_by(16) {
-        // SAFETY: a hint reads nothing.
-        unsafe { S::prefetch(row.wrapping_add(word)) };
+pub(super) unsafe fn fetch_ahead<S: Simd>(args: &TileArgs, ahead: &mut *const u32) {
+    // SAFETY: a hint reads nothing.
+    unsafe {
+        S::prefetch(*ahead);
+        S::prefetch(ahead.wrapping_byte_add(args.ahead_stride / 2));
+    }
+    *ahead = ahead.wrapping_byte_add(args.ahead_stride);
+}
+
+/// Fetches `count` rows of `bytes` bytes into the second-level cache.
+#[inline(always)]
+pub(super) unsafe fn prefetch_rows<S: Simd>(first: *const u32, stride: usize, count: usize, bytes: usize) {
+    for row in 0..count {
+        for line in (0..bytes).step_by(64) {
+            // SAFETY: a hint reads nothing.
+            unsafe { S::prefetch(first.wrapping_add(row * stride).wrapping_byte_add(line)) };
+        }
     }
 }
 
