@@ -17,7 +17,8 @@ pub enum Place {
     /// The plan's output of that position.
     Output(u32),
     /// In an arena. There is one arena per rate: values that a later stage still needs live in the arena of the rate at which they
-    /// are computed; all others share the arena of the steps. The byte offset, a multiple of 64, is set by the allocate pass.
+    /// are computed, and so does everything computed per model, when the run-time sizes are not known yet; all others share the arena
+    /// of the steps. The byte offset, a multiple of 64, is set by the allocate pass.
     Arena {
         /// Whose arena.
         rate: Rate,

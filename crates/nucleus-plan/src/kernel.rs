@@ -312,4 +312,48 @@ impl Anchor {
             }
         }
     }
+
+    /// The same with the extents of each function's axes: slot name, extents, function. For a right factor `b` in several segments whose
+    /// columns are an argument, the last extent is that of one segment.
+    pub fn slots(&self) -> Vec<(String, Vec<Size>, &ScalarFunction)> {
+        let extents = |name: &str| -> Vec<Size> {
+            match self {
+                Anchor::Map(map) => map.space.clone(),
+                Anchor::RowReduction(reduction) if name == "row" => reduction.rows.clone(),
+                Anchor::RowReduction(reduction) => [reduction.rows.as_slice(), &[reduction.columns]].concat(),
+                Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => match name {
+                    "a" => [c.batch.as_slice(), &c.rows, &[c.depth]].concat(),
+                    "b" => {
+                        let columns = match c.columns {
+                            Size::Const(columns) => Size::Const(columns * i64::from(c.segments)),
+                            argument => argument,
+                        };
+                        [c.batch.as_slice(), &[c.depth, columns]].concat()
+                    }
+                    _ => [c.batch.as_slice(), &c.rows, &[c.columns]].concat(),
+                },
+                Anchor::Attention(a) => {
+                    let of = |count: u32| Size::Const(i64::from(count));
+                    let segment = |prefix: &str| -> Option<&KeySegment> {
+                        name.strip_prefix(prefix)?.parse::<usize>().ok().and_then(|i| a.segments.get(i))
+                    };
+                    if let Some(segment) = segment("mask") {
+                        vec![a.batch, segment.length]
+                    } else if let Some(segment) = segment("k").or_else(|| segment("v")) {
+                        vec![a.batch, segment.length, of(a.key_heads), of(a.head_size)]
+                    } else {
+                        vec![a.batch, a.queries, of(a.heads), of(a.head_size)]
+                    }
+                }
+                Anchor::ExpertChoice(choice) => vec![choice.batch, choice.tokens, choice.experts],
+                Anchor::InvertIndex(_) => Vec::new(),
+                Anchor::SegmentSum(sum) => {
+                    let second = if name == "update" { sum.position_count } else { sum.targets };
+                    [&[sum.batch, second], sum.rest.as_slice()].concat()
+                }
+            }
+        };
+        let slots = self.functions().into_iter();
+        slots.map(|(name, _, function)| (name.clone(), extents(&name), function)).collect()
+    }
 }

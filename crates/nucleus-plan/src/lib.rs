@@ -9,15 +9,19 @@
 
 pub mod buffer;
 pub mod kernel;
+pub mod lifetime;
 pub mod plan;
 pub mod reference;
 pub mod scalar;
 pub mod text;
+pub mod verify;
 
 pub use buffer::{Buffer, BufferId, Place};
 pub use kernel::{
     Anchor, Attention, Contraction, ExpertChoice, InvertIndex, KeySegment, Kernel, KernelId, Map, Operand, OperandMode,
     Phase, Reduction, ReductionOp, RowReduction, SegmentSum, Tile,
 };
+pub use lifetime::{Life, lifetimes};
 pub use plan::{Launch, Plan, PlanInput, PlanOutput};
 pub use scalar::{Access, Indirect, ScalarFunction, Size, Step, StepId};
+pub use verify::{PlanError, verify_plan};

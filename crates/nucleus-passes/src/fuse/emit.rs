@@ -315,15 +315,19 @@ impl<'a> Emitter<'a> {
         }
         let Some((first, count)) = self.merged else { return Ok(Some(strides)) };
         let last = first + count - 1;
-        let stride = strides[last].clone();
-        for axis in (first..last).rev() {
-            let want = strides[axis + 1].mul(&self.extents[axis + 1])?;
-            let one = self.extents[axis].is_constant(1);
-            if strides[axis] != want && !one {
+        // The stride of the innermost merged axis that has several points, and the number of points so far.
+        let mut inner: Option<(Dim, Dim)> = None;
+        for axis in (first..=last).rev().filter(|axis| !self.extents[*axis].is_constant(1)) {
+            let (stride, points) = match inner {
+                None => (strides[axis].clone(), Dim::constant(1)),
+                Some(inner) => inner,
+            };
+            if strides[axis] != stride.mul(&points)? {
                 return Ok(None);
             }
-            strides[axis] = want;
+            inner = Some((stride, points.mul(&self.extents[axis])?));
         }
+        let stride = inner.map_or(Dim::constant(0), |(stride, _)| stride);
         let mut merged = strides[..first].to_vec();
         merged.push(stride);
         merged.extend_from_slice(&strides[last + 1..]);

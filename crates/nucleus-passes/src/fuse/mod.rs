@@ -49,22 +49,21 @@ pub fn fuse(graph: &Graph) -> Result<Plan, PassError> {
         if missing.is_empty() {
             return order_launches(plan);
         }
+        if let Some(value) = missing.iter().find(|value| state.stored[value.index()]) {
+            let op = state.def(*value).map_or("an operand", |(_, data)| data.op.name());
+            let what = format!("value {} of {op} cannot be read where it is needed", value.index());
+            return Err(PassError::Invalid { pass: PASS, problems: vec![what] });
+        }
         for value in missing {
-            store(&mut state, value)?;
+            if !state.stored[value.index()] {
+                store(&mut state, value)?;
+            }
         }
     }
 }
 
 /// Stores a value that emission could not do without.
 fn store(state: &mut State, value: Value) -> Result<(), PassError> {
-    let defect = || {
-        let op = state.def(value).map_or("an operand", |(_, data)| data.op.name());
-        let what = format!("value {} of {op} cannot be read where it is needed", value.index());
-        PassError::Invalid { pass: PASS, problems: vec![what] }
-    };
-    if state.stored[value.index()] {
-        return Err(defect());
-    }
     state.stored[value.index()] = true;
     if state.owner[value.index()].is_none() {
         state.form_stored(value)?;
@@ -137,7 +136,6 @@ fn copy_outputs(lowering: &mut Lowering<'_>, missing: &mut Vec<Value>) -> Result
             Err(Stop::Fail(error)) => return Err(error),
         }
     }
-    missing.dedup();
     Ok(())
 }
 

@@ -10,17 +10,20 @@ use proptest::prelude::*;
 use crate::support::difference;
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 20000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn random_graphs_keep_their_meaning(
-        bytes in prop::collection::vec(any::<u8>(), 0..160),
+        bytes in prop::collection::vec(any::<u8>(), 0..400),
         (b, h, w, t) in (1i64..3, 1i64..4, 1i64..4, 1i64..4),
         seed in any::<u64>(),
     ) {
         let graph = route(&stage(&random_graph(&bytes)).unwrap()).unwrap();
         let text = || nucleus_ir::graph_printer::print_graph(&graph);
         let plan = fuse(&graph).map_err(|error| TestCaseError::fail(format!("{error}\n{}", text())))?;
+        if let Err(errors) = nucleus_plan::verify_plan(&plan) {
+            return Err(TestCaseError::fail(format!("{errors:?}\n{}\n{plan}", text())));
+        }
         let dims = Bindings::from_iter([("B", b), ("H", h), ("W", w), ("T", t)]);
         let error = difference(&graph, &plan, &dims, seed)
             .map_err(|error| TestCaseError::fail(format!("{error}\n{}\n{plan}", text())))?;

@@ -134,6 +134,7 @@ pub(crate) fn difference(graph: &Graph, plan: &Plan, dims: &Bindings, seed: u64)
 pub(crate) fn checked(text: &str, settings: &[&str], tolerance: f64) -> Plan {
     let graph = prepared(text, settings, DType::F32);
     let plan = fuse(&graph).unwrap();
+    assert_eq!(nucleus_plan::verify_plan(&plan), Ok(()));
     for (b, h, w, t) in [(1, 3, 4, 2), (2, 2, 3, 5)] {
         let dims = Bindings::from_iter([("B", b), ("H", h), ("W", w), ("T", t)]);
         let error = difference(&graph, &plan, &dims, 7).unwrap();

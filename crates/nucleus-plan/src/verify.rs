@@ -1,0 +1,498 @@
+//! The plan verifier.
+//!
+//! Invariants of kernels:
+//! - operand numbers and size arguments are in range;
+//! - an access has as many strides as its function has axes; an index is an `i32` operand, loaded directly;
+//! - steps use earlier steps; every operation is defined for the dtypes of its operands; a stored value has its operand's dtype;
+//! - functions that compute an operand have a result of the dtype that the slot wants and store nothing; the others only store;
+//! - accumulators exist where they are used: one per segment of a contraction, one for attention and segment sums, the results of
+//!   earlier phases for row reductions;
+//! - reduced values are `f32`; factors are floats; heads are a multiple of key heads;
+//! - an operand is loaded only if its mode reads, stored only if it writes.
+//!
+//! Invariants of the plan:
+//! - a launch binds a buffer of the right dtype to every operand and gives every size argument;
+//! - buffers agree with the inputs, outputs and weights they stand for; every output has exactly one buffer;
+//! - stages do not decrease; a stage reads no input that may change after it;
+//! - what is read was written by an earlier launch, and is not written afterwards; weights and inputs are never written;
+//! - at sample sizes, direct accesses stay inside their buffers;
+//! - once allocated: every arena buffer has an offset, a multiple of 64 and inside its arena; buffers that live at the same time do not
+//!   overlap, at sample sizes.
+
+use nucleus_ir::{Bindings, DType, Rate};
+
+use crate::buffer::Place;
+use crate::kernel::{Anchor, Kernel, OperandMode};
+use crate::lifetime::{Life, lifetimes};
+use crate::plan::Plan;
+use crate::scalar::{Access, ScalarFunction, Size, Step};
+
+/// One broken invariant.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {what}")]
+pub struct PlanError {
+    /// The kernel, launch or buffer.
+    pub place: String,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// The most errors that are reported.
+const MAX_ERRORS: usize = 50;
+
+/// Checks every invariant; see the [module documentation](self). All violations are reported, up to a limit.
+pub fn verify_plan(plan: &Plan) -> Result<(), Vec<PlanError>> {
+    let mut verifier = Verifier { plan, errors: Vec::new() };
+    for (id, kernel) in plan.kernels.iter().enumerate() {
+        KernelCheck { kernel, place: format!("kernel k{id}"), verifier: &mut verifier }.check();
+    }
+    verifier.buffers();
+    verifier.launches();
+    // Sizes and lifetimes make sense only for a plan whose references do.
+    if verifier.errors.is_empty() {
+        for bindings in sample_sizes(plan) {
+            verifier.accesses(&bindings);
+            verifier.arenas(&bindings);
+        }
+    }
+    if verifier.errors.is_empty() { Ok(()) } else { Err(verifier.errors) }
+}
+
+/// Bindings at which sizes are checked: small, uneven and large ones that satisfy the plan's constraints.
+pub fn sample_sizes(plan: &Plan) -> Vec<Bindings> {
+    let patterns: [[i64; 4]; 5] =
+        [[1, 1, 1, 1], [2, 3, 5, 7], [1, 64, 64, 256], [3, 17, 9, 1], [2, 32, 48, 77]];
+    let bind = |pattern: &[i64; 4]| -> Bindings {
+        plan.dims.iter().enumerate().map(|(i, dim)| (dim.as_str(), pattern[i % pattern.len()])).collect()
+    };
+    let holds = |bindings: &Bindings| {
+        plan.constraints.iter().all(|constraint| {
+            match (constraint.smaller.eval(bindings), constraint.larger.eval(bindings)) {
+                (Ok(smaller), Ok(larger)) => smaller <= larger,
+                _ => false,
+            }
+        })
+    };
+    patterns.iter().map(bind).filter(holds).collect()
+}
+
+struct Verifier<'a> {
+    plan: &'a Plan,
+    errors: Vec<PlanError>,
+}
+
+/// What a slot wants of its function.
+enum Slot {
+    /// A result of that dtype.
+    Result(DType),
+    /// A result that need not be used: the values of a phase.
+    Values,
+    /// Stores.
+    Stores,
+}
+
+impl Verifier<'_> {
+    fn report(&mut self, place: &str, what: String) {
+        if self.errors.len() < MAX_ERRORS {
+            self.errors.push(PlanError { place: place.to_owned(), what });
+        }
+    }
+
+    fn buffers(&mut self) {
+        let plan = self.plan;
+        let mut outputs = vec![0usize; plan.outputs.len()];
+        for (id, buffer) in plan.buffers.iter().enumerate() {
+            let place = format!("buffer b{id}");
+            let expected = match &buffer.place {
+                Place::Weight(name) => plan.weights.iter().find(|(known, _)| known == name).map(|(_, ty)| ty),
+                Place::Input(position) => plan.inputs.get(*position as usize).map(|input| &input.ty),
+                Place::Output(position) => {
+                    if let Some(count) = outputs.get_mut(*position as usize) {
+                        *count += 1;
+                    }
+                    let output = plan.outputs.get(*position as usize).map(|output| &output.ty);
+                    // An output may be written under another shape of as many elements.
+                    match output {
+                        Some(ty) if ty.dtype == buffer.dtype => {
+                            let shape = nucleus_ir::dim::product(&buffer.shape);
+                            if shape.is_ok() && shape == ty.elements() {
+                                continue;
+                            }
+                        }
+                        _ => {}
+                    }
+                    output
+                }
+                Place::Arena { .. } | Place::State(_) => continue,
+            };
+            match expected {
+                None => self.report(&place, "stands for nothing that the plan lists".to_owned()),
+                Some(ty) if ty.dtype != buffer.dtype || ty.shape != buffer.shape => {
+                    self.report(&place, format!("has not the type {ty} of what it stands for"));
+                }
+                Some(_) => {}
+            }
+        }
+        for (position, count) in outputs.into_iter().enumerate() {
+            if count != 1 {
+                self.report(&format!("output {position}"), format!("has {count} buffers"));
+            }
+        }
+    }
+
+    fn launches(&mut self) {
+        let plan = self.plan;
+        let mut written = vec![false; plan.buffers.len()];
+        let mut read = vec![false; plan.buffers.len()];
+        let mut stage = Rate::Model;
+        for (position, launch) in plan.launches.iter().enumerate() {
+            let place = format!("launch {position}");
+            if launch.stage < stage {
+                self.report(&place, format!("{} after a launch {stage}", launch.stage));
+            }
+            stage = stage.max(launch.stage);
+            let Some(kernel) = plan.kernels.get(launch.kernel.0 as usize) else {
+                self.report(&place, format!("there is no kernel k{}", launch.kernel.0));
+                continue;
+            };
+            if launch.sizes.len() != kernel.size_args as usize {
+                let (given, needed) = (launch.sizes.len(), kernel.size_args);
+                self.report(&place, format!("{given} sizes for {needed} size arguments"));
+            }
+            if launch.operands.len() != kernel.operands.len() {
+                let (given, needed) = (launch.operands.len(), kernel.operands.len());
+                self.report(&place, format!("{given} buffers for {needed} operands"));
+            }
+            let bound = || launch.operands.iter().zip(&kernel.operands).enumerate();
+            for (number, (id, operand)) in bound() {
+                let Some(buffer) = plan.buffers.get(id.0 as usize) else {
+                    self.report(&place, format!("there is no buffer b{}", id.0));
+                    continue;
+                };
+                if buffer.dtype != operand.dtype {
+                    let (given, wanted) = (buffer.dtype, operand.dtype);
+                    self.report(&place, format!("operand {number} is {wanted}, b{} is {given}", id.0));
+                }
+                let index = id.0 as usize;
+                if operand.mode != OperandMode::Write {
+                    read[index] = true;
+                    match &buffer.place {
+                        Place::Input(input) => {
+                            let rate = plan.inputs.get(*input as usize).map(|input| input.rate);
+                            if rate.is_some_and(|rate| rate > launch.stage) {
+                                self.report(&place, format!("b{index} changes after its stage"));
+                            }
+                        }
+                        Place::Weight(_) | Place::State(_) => {}
+                        Place::Arena { .. } | Place::Output(_) => {
+                            if !written[index] {
+                                self.report(&place, format!("b{index} is read before it is written"));
+                            }
+                        }
+                    }
+                }
+            }
+            for (_, (id, operand)) in bound() {
+                let index = id.0 as usize;
+                let Some(buffer) = plan.buffers.get(index).filter(|_| operand.mode != OperandMode::Read)
+                else {
+                    continue;
+                };
+                if matches!(buffer.place, Place::Weight(_) | Place::Input(_)) {
+                    self.report(&place, format!("b{index} is a weight or an input and is written"));
+                }
+                if operand.mode == OperandMode::Write
+                    && read[index]
+                    && !matches!(buffer.place, Place::State(_))
+                {
+                    self.report(&place, format!("b{index} is written after it was read"));
+                }
+                written[index] = true;
+            }
+        }
+        for (index, buffer) in plan.buffers.iter().enumerate() {
+            if matches!(buffer.place, Place::Output(_)) && !written[index] {
+                self.report(&format!("buffer b{index}"), "an output that is never written".to_owned());
+            }
+        }
+    }
+
+    /// Direct accesses reach from their offset up to the last point of their space.
+    fn accesses(&mut self, bindings: &Bindings) {
+        let plan = self.plan;
+        for (position, launch) in plan.launches.iter().enumerate() {
+            let kernel = plan.kernel(launch.kernel);
+            let sizes: Result<Vec<i64>, _> = launch.sizes.iter().map(|size| size.eval(bindings)).collect();
+            let Ok(sizes) = sizes else { continue };
+            for (name, extents, function) in kernel.anchor.slots() {
+                let extents: Vec<i64> = extents.iter().map(|extent| extent.value(&sizes)).collect();
+                if extents.iter().any(|extent| *extent <= 0) {
+                    continue;
+                }
+                for access in function.accesses().filter(|access| access.indirect.is_none()) {
+                    let (mut low, mut high) = (access.offset.value(&sizes), access.offset.value(&sizes));
+                    for (stride, extent) in access.strides.iter().zip(&extents) {
+                        let reach = stride.value(&sizes).saturating_mul(extent - 1);
+                        low = low.saturating_add(reach.min(0));
+                        high = high.saturating_add(reach.max(0));
+                    }
+                    let buffer = plan.buffer(launch.operands[access.operand as usize]);
+                    let elements = nucleus_ir::dim::product(&buffer.shape).and_then(|n| n.eval(bindings));
+                    let Ok(elements) = elements else { continue };
+                    if low < 0 || high >= elements {
+                        let id = launch.operands[access.operand as usize].0;
+                        let what = format!(
+                            "{name} accesses elements {low} to {high} of b{id}, which has {elements}, at {bindings:?}"
+                        );
+                        self.report(&format!("launch {position}"), what);
+                    }
+                }
+            }
+        }
+    }
+
+    fn arenas(&mut self, bindings: &Bindings) {
+        let plan = self.plan;
+        let Some(arenas) = &plan.arenas else { return };
+        let lives = lifetimes(plan);
+        let mut placed: Vec<(usize, Rate, i64, i64, Life)> = Vec::new();
+        for (id, buffer) in plan.buffers.iter().enumerate() {
+            let Place::Arena { rate, offset } = &buffer.place else { continue };
+            let place = format!("buffer b{id}");
+            let Some(offset) = offset else {
+                self.report(&place, "has no offset in its arena".to_owned());
+                continue;
+            };
+            let elements = nucleus_ir::dim::product(&buffer.shape).and_then(|n| n.eval(bindings));
+            let (Ok(start), Ok(elements)) = (offset.eval(bindings), elements) else { continue };
+            let end = start + elements * buffer.dtype.size() as i64;
+            let size = arenas[*rate as usize].eval(bindings).unwrap_or(0);
+            if start % 64 != 0 || start < 0 || end > size {
+                self.report(&place, format!("lies at {start} to {end} of an arena of {size} bytes"));
+            }
+            let Some(life) = lives[id] else { continue };
+            if *rate != life.arena() {
+                self.report(&place, format!("lives in the arena {rate}, which is not for it"));
+            }
+            placed.push((id, *rate, start, end, life));
+        }
+        placed.sort_by_key(|(_, rate, start, ..)| (*rate, *start));
+        for (index, (id, rate, _, end, life)) in placed.iter().enumerate() {
+            for (other, other_rate, start, _, other_life) in &placed[index + 1..] {
+                if other_rate != rate || start >= end {
+                    break;
+                }
+                if life.overlaps(other_life) && start < end {
+                    let what = format!("overlaps b{other} while both are in use, at {bindings:?}");
+                    self.report(&format!("buffer b{id}"), what);
+                }
+            }
+        }
+    }
+}
+
+struct KernelCheck<'a, 'b, 'c> {
+    kernel: &'a Kernel,
+    place: String,
+    verifier: &'b mut Verifier<'c>,
+}
+
+impl KernelCheck<'_, '_, '_> {
+    fn report(&mut self, what: String) {
+        let place = self.place.clone();
+        self.verifier.report(&place, what);
+    }
+
+    fn check(&mut self) {
+        let kernel = self.kernel;
+        for (name, extents, function) in kernel.anchor.slots() {
+            extents.iter().for_each(|extent| self.size(*extent));
+            let (slot, accumulators) = wants(&kernel.anchor, &name);
+            self.function(&name, extents.len(), function, &slot, accumulators);
+        }
+        match &kernel.anchor {
+            Anchor::Map(_) | Anchor::SegmentSum(_) => {}
+            Anchor::RowReduction(reduction) => {
+                for phase in &reduction.phases {
+                    let dtypes = self.dtypes(&phase.function);
+                    for reduced in &phase.reductions {
+                        if dtypes.get(reduced.value.0 as usize) != Some(&Some(DType::F32)) {
+                            self.report(format!("reduction of step {}, which is not f32", reduced.value.0));
+                        }
+                    }
+                }
+            }
+            Anchor::Matmul(contraction) | Anchor::GroupedMatmul(contraction) => {
+                if contraction.segments == 0 || !contraction.dtype.is_float() {
+                    self.report("a product needs a segment and factors of a float type".to_owned());
+                }
+            }
+            Anchor::Attention(attention) => {
+                let divides = attention.key_heads > 0 && attention.heads % attention.key_heads == 0;
+                if !divides || !attention.dtype.is_float() || attention.segments.is_empty() {
+                    self.report(
+                        "attention needs keys of a float type, heads a multiple of key heads".to_owned(),
+                    );
+                }
+            }
+            Anchor::ExpertChoice(choice) => {
+                self.size(choice.capacity);
+                self.whole(choice.slot_token, DType::I32, true);
+                self.whole(choice.gate, DType::F32, true);
+            }
+            Anchor::InvertIndex(invert) => {
+                for size in [invert.batch, invert.positions, invert.targets] {
+                    self.size(size);
+                }
+                self.whole(invert.index, DType::I32, false);
+                self.whole(invert.offsets_out, DType::I32, true);
+                self.whole(invert.positions_out, DType::I32, true);
+            }
+        }
+        if let Anchor::SegmentSum(sum) = &kernel.anchor {
+            self.whole(sum.offsets, DType::I32, false);
+            self.whole(sum.positions, DType::I32, false);
+        }
+    }
+
+    fn size(&mut self, size: Size) {
+        if let Size::Arg(number) = size
+            && number >= self.kernel.size_args
+        {
+            self.report(format!("there is no size argument {number}"));
+        }
+    }
+
+    /// An operand that the anchor reads or writes itself.
+    fn whole(&mut self, operand: u32, dtype: DType, written: bool) {
+        match self.kernel.operands.get(operand as usize) {
+            None => self.report(format!("there is no operand {operand}")),
+            Some(known) => {
+                let forbidden = if written { OperandMode::Read } else { OperandMode::Write };
+                if known.dtype != dtype || known.mode == forbidden {
+                    self.report(format!("operand {operand} does not fit its use"));
+                }
+            }
+        }
+    }
+
+    fn dtypes(&self, function: &ScalarFunction) -> Vec<Option<DType>> {
+        function.dtypes(|operand| {
+            self.kernel.operands.get(operand as usize).map_or(DType::F32, |operand| operand.dtype)
+        })
+    }
+
+    fn function(
+        &mut self,
+        name: &str,
+        axes: usize,
+        function: &ScalarFunction,
+        slot: &Slot,
+        accumulators: usize,
+    ) {
+        let dtypes = self.dtypes(function);
+        for (number, step) in function.steps.iter().enumerate() {
+            let at = format!("{name}, step {number}");
+            match step {
+                Step::Load(access) => self.access(&at, access, axes, OperandMode::Write),
+                Step::Constant { .. } => {}
+                Step::Affine { offset, strides } => {
+                    self.size(*offset);
+                    strides.iter().for_each(|stride| self.size(*stride));
+                    if strides.len() != axes {
+                        self.report(format!("{at}: {} strides for {axes} axes", strides.len()));
+                    }
+                }
+                Step::Accumulator(index) => {
+                    if *index as usize >= accumulators {
+                        self.report(format!("{at}: there is no accumulator {index}"));
+                    }
+                }
+                Step::Apply { op, args } => {
+                    if args.iter().any(|arg| arg.0 as usize >= number) {
+                        self.report(format!("{at}: uses a step that does not come before it"));
+                    } else if args.len() != op.arity() || dtypes[number].is_none() {
+                        self.report(format!("{at}: {op:?} is not defined for its operands"));
+                    }
+                }
+                Step::Store { access, value } => {
+                    self.access(&at, access, axes, OperandMode::Read);
+                    let operand = self.kernel.operands.get(access.operand as usize);
+                    let dtype = dtypes[..number].get(value.0 as usize).copied().flatten();
+                    if dtype.is_none() || operand.is_some_and(|operand| Some(operand.dtype) != dtype) {
+                        self.report(format!("{at}: the stored value has not the operand's dtype"));
+                    }
+                    if !matches!(slot, Slot::Stores) {
+                        self.report(format!("{at}: this function computes an operand and may not store"));
+                    }
+                }
+            }
+        }
+        let result = function.result.map(|result| dtypes.get(result.0 as usize).copied().flatten());
+        match (slot, result) {
+            (Slot::Result(wanted), Some(Some(dtype))) if *wanted == dtype => {}
+            (Slot::Result(wanted), _) => self.report(format!("{name}: needs a result of dtype {wanted}")),
+            (Slot::Values | Slot::Stores, None) => {}
+            (Slot::Values | Slot::Stores, Some(_)) => {
+                self.report(format!("{name}: has a result without use"))
+            }
+        }
+    }
+
+    fn access(&mut self, at: &str, access: &Access, axes: usize, forbidden: OperandMode) {
+        let mut parts = vec![(access, forbidden)];
+        if let Some(indirect) = &access.indirect {
+            self.size(indirect.stride);
+            parts.push((&indirect.index, OperandMode::Write));
+            let index = self.kernel.operands.get(indirect.index.operand as usize);
+            if indirect.index.indirect.is_some() || index.is_some_and(|index| index.dtype != DType::I32) {
+                self.report(format!("{at}: an index must be an i32 that is loaded directly"));
+            }
+        }
+        for (access, forbidden) in parts {
+            self.size(access.offset);
+            access.strides.iter().for_each(|stride| self.size(*stride));
+            if access.strides.len() != axes {
+                self.report(format!("{at}: {} strides for {axes} axes", access.strides.len()));
+            }
+            match self.kernel.operands.get(access.operand as usize) {
+                None => self.report(format!("{at}: there is no operand {}", access.operand)),
+                Some(operand) if operand.mode == forbidden => {
+                    self.report(format!("{at}: operand {} is not bound for this", access.operand));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+/// What the slot `name` of an anchor wants, and how many accumulators it has.
+fn wants(anchor: &Anchor, name: &str) -> (Slot, usize) {
+    match anchor {
+        Anchor::Map(_) => (Slot::Stores, 0),
+        Anchor::RowReduction(reduction) => match name.strip_prefix("phase") {
+            Some(number) => {
+                let number: usize = number.parse().unwrap_or_default();
+                let before = reduction.phases.iter().take(number).map(|phase| phase.reductions.len());
+                (Slot::Values, before.sum())
+            }
+            None => (Slot::Stores, reduction.phases.iter().map(|phase| phase.reductions.len()).sum()),
+        },
+        Anchor::Matmul(contraction) | Anchor::GroupedMatmul(contraction) => match name {
+            "epilogue" => (Slot::Stores, contraction.segments as usize),
+            _ => (Slot::Result(contraction.dtype), 0),
+        },
+        Anchor::Attention(attention) => match name {
+            "epilogue" => (Slot::Stores, 1),
+            _ if name.starts_with("mask") => (Slot::Result(DType::Bool), 0),
+            _ => (Slot::Result(attention.dtype), 0),
+        },
+        Anchor::SegmentSum(_) if name == "epilogue" => (Slot::Stores, 1),
+        Anchor::ExpertChoice(_) | Anchor::InvertIndex(_) | Anchor::SegmentSum(_) => {
+            (Slot::Result(DType::F32), 0)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
