@@ -1,9 +1,9 @@
 //! Matrix products, single, batched and grouped: C = A · B with f32 sums.
 //!
 //! Rows of A are first staged side by side (copied, gathered or computed), then jobs of one block of rows × one group
-//! of columns go to the threads. A job walks k in chunks whose part of the panel stays in the first-level cache,
-//! keeps its sums in a small buffer, and hands them to the epilogue when all of k is done. Blocks of rows come
-//! outermost, so that staged rows stay in the second-level cache while B streams past once for each block.
+//! of columns go to the threads. A job walks k in chunks: the part of a panel of B stays in the first-level cache while
+//! all rows of the block pass it, the part of A in the second-level cache while all panels of the group use it, and
+//! what comes next is fetched meanwhile. The sums wait in a small buffer, and go to the epilogue when all of k is done.
 
 use super::element::{Element, Operand, store_row};
 use super::isa::Isa;
@@ -91,6 +91,7 @@ const CHUNK_BYTES: usize = 32 << 10;
 const GROUP_COLS: usize = 128;
 /// Strips from which on a panel of bf16 is widened once for all of them.
 const WIDEN_STRIPS: usize = 3;
+/// Rows of a block: their part of A for one chunk of k, and their sums, fit in half a second-level cache of 1 MB.
 const MAX_BLOCK_ROWS: usize = 264;
 /// Rows that one staging job copies or computes.
 const STAGE_ROWS: usize = 16;
