@@ -236,9 +236,6 @@ impl Reader<'_> {
         if plan.entry != entry {
             return Err(self.broken(part, "it is the plan of another entry"));
         }
-        nucleus_plan::verify(&plan).map_err(|errors| {
-            self.broken(part, errors.first().map_or_else(|| "it does not verify".to_owned(), ToString::to_string))
-        })?;
         Ok(plan)
     }
 
@@ -351,7 +348,7 @@ fn weight_specs(compiled: &Compiled, checkpoint: &Checkpoint) -> Vec<TensorSpec>
 }
 
 fn write_weight(weights: Option<&Checkpoint>, spec: &TensorSpec, out: &mut dyn Write) -> std::io::Result<()> {
-    let other = std::io::Error::other;
+    let other = |why: &str| std::io::Error::other(why.to_owned());
     let checkpoint = weights.ok_or_else(|| other("there are no weights"))?;
     let view = checkpoint.get(&spec.name).ok_or_else(|| other("the checkpoint lacks it"))?;
     let from = view.dtype().ok_or_else(|| other("it is not stored as a float"))?;
@@ -363,7 +360,7 @@ fn write_weight(weights: Option<&Checkpoint>, spec: &TensorSpec, out: &mut dyn W
         let mut piece = vec![0; (1 << 20) * to.size()];
         for source in view.bytes.chunks((1 << 20) * from.size()) {
             let target = &mut piece[..source.len() / from.size() * to.size()];
-            convert::convert(from, source, to, target).map_err(other)?;
+            convert::convert(from, source, to, target).map_err(|error| other(&error.to_string()))?;
             out.write_all(target)?;
         }
     }

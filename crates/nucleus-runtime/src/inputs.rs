@@ -140,7 +140,11 @@ impl Signature {
     ///
     /// # Errors
     /// The sizes do not fit a tensor.
-    pub fn convert(spec: &InputSpec, inputs: &TensorMap, bindings: &Bindings) -> Result<HostTensor, InputError> {
+    pub fn convert(
+        spec: &InputSpec,
+        inputs: &TensorMap,
+        bindings: &Bindings,
+    ) -> Result<HostTensor, InputError> {
         let fail = |source| InputError::Tensor { name: spec.name.clone(), source };
         match inputs.get(&spec.name) {
             Some(tensor) if tensor.dtype() == spec.ty.dtype => Ok(tensor.clone()),

@@ -1,20 +1,25 @@
 //! What a service embeds: artifacts, weights, sessions, execution.
 
+pub mod artifact;
 pub mod checkpoint;
 pub mod config_json;
 pub mod convert;
 pub mod inputs;
+pub mod machine;
 pub mod model;
 pub mod reference;
 pub mod safetensors_file;
 pub mod safetensors_write;
+pub mod session;
 pub mod sizes;
 pub mod tensor;
 pub mod tensor_map;
 
+pub use artifact::{Artifact, ArtifactError, Compiled};
 pub use checkpoint::{Checkpoint, CheckpointError, Expected, Extras, WeightView, write_checkpoint};
 pub use inputs::{InputError, InputSpec, Signature};
 pub use model::{Model, ModelError, ModelText};
+pub use session::{MemoryUse, Session, SessionError, SessionOptions};
 pub use sizes::SizeError;
 pub use tensor::{HostTensor, TensorError};
 pub use tensor_map::{TensorFileError, TensorMap};

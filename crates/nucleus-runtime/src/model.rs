@@ -2,11 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use nucleus_ir::DType;
+use nucleus_ir::Graph;
 use nucleus_ir::diagnostics::{Diagnostic, render};
 use nucleus_ir::source::SourceMap;
-use nucleus_ir::Graph;
 use nucleus_ir::verify_graph::verify_graph;
+use nucleus_passes::PassError;
 use nucleus_passes::elaborate::{Config, ConfigValue, Program, SettingError, SourceText, elaborate};
+use nucleus_passes::pipeline::{CompileError, CompileOptions, Form, Observer, PASSES, compile_to};
+use nucleus_plan::Plan;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
@@ -67,6 +71,14 @@ pub enum ModelError {
         name: String,
         /// The entries there are.
         known: Vec<String>,
+    },
+    /// A pass gave up.
+    #[error("entry `{entry}`: {source}")]
+    Pass {
+        /// The entry.
+        entry: String,
+        /// Why.
+        source: PassError,
     },
     /// Elaboration made a graph that is not well formed: a defect of the compiler, not of the text.
     #[error("internal error: elaboration of `{entry}` made an ill-formed graph: {first}")]
@@ -212,6 +224,41 @@ impl Model {
         Ok(graph)
     }
 
+    /// The plan of an entry for products in `dtype`. `observer` is told of every pass: a `Vec<PassTiming>` collects times, a closure can
+    /// print stages, `()` ignores them.
+    ///
+    /// # Errors
+    /// There is no such entry, config and text do not fit together, or sizes go beyond the limits of the dim algebra.
+    pub fn compile(
+        &self,
+        entry: &str,
+        dtype: DType,
+        observer: &mut dyn Observer,
+    ) -> Result<Plan, ModelError> {
+        self.check_entry(entry)?;
+        let options = CompileOptions { dtype, ..CompileOptions::default() };
+        let last = PASSES.last().map_or("", |pass| pass.name);
+        match compile_to(&self.program, &self.config, entry, &options, observer, last) {
+            Ok(Form::Plan(plan)) => Ok(plan),
+            Ok(Form::Graph(_)) => {
+                let what = "the last pass does not make a plan".to_owned();
+                Err(ModelError::Pass {
+                    entry: entry.to_owned(),
+                    source: PassError::Unsupported { pass: last, what },
+                })
+            }
+            Err(CompileError::Program(diagnostics)) => Err(rendered(&self.sources, &diagnostics)),
+            Err(CompileError::Pass(source)) => Err(ModelError::Pass { entry: entry.to_owned(), source }),
+            Err(error @ CompileError::NoStage { .. }) => {
+                let what = error.to_string();
+                Err(ModelError::Pass {
+                    entry: entry.to_owned(),
+                    source: PassError::Unsupported { pass: last, what },
+                })
+            }
+        }
+    }
+
     /// The name of the entry to use: the one given, or the first.
     ///
     /// # Errors
@@ -279,6 +326,8 @@ pub(crate) fn config_value(value: &Value, depth: usize) -> Result<ConfigValue, &
         Value::Array(items) => ConfigValue::List(
             items.iter().map(|item| config_value(item, depth + 1)).collect::<Result<_, _>>()?,
         ),
-        Value::Object(_) => return Err("the value is an object; config keys take numbers, booleans, strings, lists or null"),
+        Value::Object(_) => {
+            return Err("the value is an object; config keys take numbers, booleans, strings, lists or null");
+        }
     })
 }

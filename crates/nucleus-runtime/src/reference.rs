@@ -55,13 +55,17 @@ pub fn run_reference<F: Real>(
         let mut values = vec![0.0f32; view.elements()];
         view.load_f32(&mut values).ok()?;
         let dtype = graph.weights.iter().find(|weight| weight.name == name)?.ty.dtype;
-        let tensor = Tensor::float(view.shape, values.into_iter().map(|value| F::from_f64(f64::from(value))).collect());
+        let tensor = Tensor::float(
+            view.shape,
+            values.into_iter().map(|value| F::from_f64(f64::from(value))).collect(),
+        );
         Some(tensor.ok()?.cast(dtype, F::ALWAYS_ROUNDS))
     };
     let outputs = evaluate(graph, &bindings, &tensors, &weight, &Options::default())?;
     let mut map = TensorMap::new();
     for (name, tensor) in outputs {
-        let host = from_tensor(&tensor).map_err(|source| ReferenceError::Output { name: name.clone(), source })?;
+        let host =
+            from_tensor(&tensor).map_err(|source| ReferenceError::Output { name: name.clone(), source })?;
         map.insert(name, host);
     }
     Ok(map)

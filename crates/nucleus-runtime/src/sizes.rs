@@ -54,7 +54,9 @@ pub enum SizeError {
         evaluated: Option<Vec<i64>>,
     },
     /// A dim that nothing decides.
-    #[error("dim `{name}` has no value: the inputs' shapes do not decide it; give it, for example `--dim {name}=64`")]
+    #[error(
+        "dim `{name}` has no value: the inputs' shapes do not decide it; give it, for example `--dim {name}=64`"
+    )]
     Undecided {
         /// The dim.
         name: Symbol,
@@ -91,9 +93,8 @@ pub fn bind_sizes(
 ) -> Result<Bindings, SizeError> {
     let mut known: Vec<(Symbol, i64, String)> = Vec::new();
     for (name, value) in given {
-        let symbol = dims.iter().find(|symbol| symbol.as_str() == name).ok_or_else(|| SizeError::Unknown {
-            name: name.clone(),
-            known: dims.iter().map(ToString::to_string).collect(),
+        let symbol = dims.iter().find(|symbol| symbol.as_str() == name).ok_or_else(|| {
+            SizeError::Unknown { name: name.clone(), known: dims.iter().map(ToString::to_string).collect() }
         })?;
         decide(&mut known, symbol, *value, "the value given")?;
     }
@@ -161,7 +162,12 @@ pub fn check_constraints(constraints: &[Constraint], bindings: &Bindings) -> Res
 fn shape_error(input: &str, ty: &TensorType, given: &[usize], evaluated: Option<Vec<i64>>) -> SizeError {
     let wanted = ShapeDisplay(&ty.shape).to_string();
     // A shape of a file may have any rank; its first extents say enough.
-    SizeError::Shape { input: input.to_owned(), given: given.iter().take(16).copied().collect(), wanted, evaluated }
+    SizeError::Shape {
+        input: input.to_owned(),
+        given: given.iter().take(16).copied().collect(),
+        wanted,
+        evaluated,
+    }
 }
 
 fn decide(
@@ -259,8 +265,17 @@ mod tests {
             message(&[("H", 4)], &[2, 35, 8], &[2, 7, 4]),
             "input `x` has shape [2, 35, 8], the model needs [B, H*W, 8]"
         );
-        assert_eq!(message(&[("Q", 4)], &[2, 35, 8], &[2, 7, 4]), "the model has no dim `Q`; its dims are B, H, W, T");
-        assert_eq!(message(&[("H", 0)], &[2, 35, 8], &[2, 7, 4]), "dim `H` is 0; it must be between 1 and 2147483648");
-        assert_eq!(message(&[("H", 5)], &[2, 35], &[2, 7, 4]), "input `x` has shape [2, 35], the model needs [B, H*W, 8]");
+        assert_eq!(
+            message(&[("Q", 4)], &[2, 35, 8], &[2, 7, 4]),
+            "the model has no dim `Q`; its dims are B, H, W, T"
+        );
+        assert_eq!(
+            message(&[("H", 0)], &[2, 35, 8], &[2, 7, 4]),
+            "dim `H` is 0; it must be between 1 and 2147483648"
+        );
+        assert_eq!(
+            message(&[("H", 5)], &[2, 35], &[2, 7, 4]),
+            "input `x` has shape [2, 35], the model needs [B, H*W, 8]"
+        );
     }
 }

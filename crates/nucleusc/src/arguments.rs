@@ -36,28 +36,34 @@ pub enum Command {
   nucleusc check model.ir --set num_layers=4 --set use_sigmoid=true")]
     Check(CheckArguments),
     /// Compile a model into one artifact
-    #[command(after_help = "The artifact is a safetensors file: the plans, the model's texts and, with --weights, the weights.
+    #[command(
+        after_help = "The artifact is a safetensors file: the plans, the model's texts and, with --weights, the weights.
 
 Examples:
   nucleusc compile ir-specs/nucleus_image.ir --dtype bf16 -o nucleus-image.nuc
   nucleusc compile model.ir --weights checkpoint/transformer -o model.nuc
-  nucleusc compile model.ir -o model.nuc --emit simplify,plan --emit-dir stages")]
+  nucleusc compile model.ir -o model.nuc --emit simplify,plan --emit-dir stages"
+    )]
     Compile(CompileArguments),
     /// Run an entry of a model on given inputs
-    #[command(after_help = "Inputs and outputs are safetensors files whose tensors are named as the entry's inputs and outputs.
+    #[command(
+        after_help = "Inputs and outputs are safetensors files whose tensors are named as the entry's inputs and outputs.
 Sizes that the inputs' shapes decide need no --dim.
 
 Examples:
   nucleusc run ir-specs/nucleus_image.ir --weights checkpoint/transformer \\
       --inputs in.safetensors --output out.safetensors --dim H=64 --dim W=64
-  nucleusc run model.nuc --inputs in.safetensors --output out.safetensors --dim H=16   # weights inside")]
+  nucleusc run model.nuc --inputs in.safetensors --output out.safetensors --dim H=16   # weights inside"
+    )]
     Run(RunArguments),
     /// Time an entry of a model
-    #[command(after_help = "Without --inputs, random inputs of the given sizes are used. The time is that of a whole run: all stages but the loading.
+    #[command(
+        after_help = "Without --inputs, random inputs of the given sizes are used. The time is that of a whole run: all stages but the loading.
 
 Examples:
   nucleusc bench ir-specs/nucleus_image.ir --weights slice --dim B=1 --dim H=32 --dim W=32 --dim T=64
-  nucleusc bench model.nuc --inputs in.safetensors --dim H=32 --repeat 10 --json")]
+  nucleusc bench model.nuc --inputs in.safetensors --dim H=32 --repeat 10 --json"
+    )]
     Bench(BenchArguments),
     /// Show what is in an artifact, a checkpoint or a file of tensors
     #[command(after_help = "Examples:

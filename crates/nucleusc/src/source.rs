@@ -28,7 +28,8 @@ fn apply_config(
     if let Some(path) = &config.config {
         let map = nucleus_runtime::config_json::read_config(path)?;
         model.apply_json(path, &map)?;
-    } else if let Some((path, map)) = weights.and_then(|weights| weights.config_path().zip(weights.config())) {
+    } else if let Some((path, map)) = weights.and_then(|weights| weights.config_path().zip(weights.config()))
+    {
         model.apply_json(path, map)?;
     }
     for setting in &config.set {

@@ -1,0 +1,107 @@
+//! `nucleusc run`: one run of an entry on given inputs.
+
+use std::time::Instant;
+
+use anyhow::Context;
+use nucleus_passes::pipeline::{CompileOptions, Form, compile_to};
+use nucleus_runtime::reference::run_reference;
+use nucleus_runtime::{Session, SessionOptions, TensorMap};
+use serde_json::json;
+
+use crate::arguments::{Backend, RunArguments, SessionArguments};
+use crate::source::{self, Source};
+use crate::{progress, report};
+
+/// Runs the command.
+pub fn run(arguments: &RunArguments) -> anyhow::Result<()> {
+    let inputs = TensorMap::read(&arguments.inputs)?;
+    let source = source::open(&arguments.session)?;
+    let dtype = source.dtype;
+    let (outputs, load_time, run_time) = match arguments.backend {
+        Backend::Cpu => {
+            let start = Instant::now();
+            let mut session = session(source, &arguments.session)?;
+            let load_time = start.elapsed();
+            let start = Instant::now();
+            let outputs = session.run(&inputs, &arguments.session.dims)?;
+            (outputs, load_time, start.elapsed())
+        }
+        Backend::Interp => {
+            let start = Instant::now();
+            let outputs = interpret(&source, &arguments.session, &inputs)?;
+            (outputs, std::time::Duration::ZERO, start.elapsed())
+        }
+    };
+    outputs.write(&arguments.output)?;
+    if arguments.json {
+        let value = json!({
+            "output": arguments.output,
+            "dtype": dtype.name(),
+            "load_s": load_time.as_secs_f64(),
+            "run_s": run_time.as_secs_f64(),
+            "outputs": outputs.iter().map(|(name, tensor)| json!({
+                "name": name, "dtype": tensor.dtype().name(), "shape": tensor.shape(),
+            })).collect::<Vec<_>>(),
+        });
+        return report::print(&value.to_string());
+    }
+    let mut text = String::new();
+    for (name, tensor) in outputs.iter() {
+        text.push_str(&format!("{name}: {}{:?}\n", tensor.dtype(), tensor.shape()));
+    }
+    text.push_str(&format!(
+        "wrote {} (loaded in {}, ran in {})",
+        arguments.output.display(),
+        report::duration(load_time),
+        report::duration(run_time)
+    ));
+    report::print(&text)
+}
+
+/// A session on the CPU: the artifact's plan, or one compiled now.
+pub fn session(source: Source, arguments: &SessionArguments) -> anyhow::Result<Session> {
+    anyhow::ensure!(arguments.threads != Some(0), "--threads must be at least 1");
+    let plan = match source.compiled {
+        Some(compiled) => {
+            let mut plans = compiled.plans;
+            let known: Vec<String> = plans.iter().map(|plan| plan.entry.clone()).collect();
+            let position = match &arguments.entry {
+                Some(entry) => plans.iter().position(|plan| plan.entry == *entry),
+                None => Some(0),
+            };
+            let position = position.filter(|position| *position < plans.len()).with_context(|| {
+                let entry = arguments.entry.as_deref().unwrap_or_default();
+                format!("the artifact has no entry `{entry}`; its entries are {}", known.join(", "))
+            })?;
+            plans.swap_remove(position)
+        }
+        None => {
+            let entry = source.model.entry(arguments.entry.as_deref())?;
+            source.model.compile(entry, source.dtype, &mut ())?
+        }
+    };
+    let options = SessionOptions { threads: arguments.threads, ..SessionOptions::default() };
+    let bar = progress::step_bar("packing");
+    let session = Session::with_progress(plan, source.weights, &options, &mut |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+    Ok(session)
+}
+
+/// The entry run by the evaluator: for f32 as it was elaborated, for bf16 with the casts of the precision pass.
+fn interpret(source: &Source, arguments: &SessionArguments, inputs: &TensorMap) -> anyhow::Result<TensorMap> {
+    let entry = source.model.entry(arguments.entry.as_deref())?;
+    // The whole pass list would do as well; the graph before fusion is the last form that the evaluator runs.
+    let options = CompileOptions { dtype: source.dtype, ..CompileOptions::default() };
+    let compiled =
+        compile_to(source.model.program(), source.model.config(), entry, &options, &mut (), "precision");
+    let graph = match compiled {
+        Ok(Form::Graph(graph)) => graph,
+        Ok(Form::Plan(_)) => anyhow::bail!("the precision pass does not make a graph"),
+        // The diagnostics of elaboration need the model's texts.
+        Err(_) => source.model.graph(entry)?,
+    };
+    Ok(run_reference::<f32>(&graph, &source.weights, inputs, &arguments.dims)?)
+}
