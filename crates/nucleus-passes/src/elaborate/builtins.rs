@@ -259,9 +259,11 @@ fn compute(name: &str, a: &Term, b: Option<&Term>, c: Option<&Term>) -> Result<T
         },
         "max" | "min" => {
             let b = b.ok_or(Undefined)?;
-            let (size, float): (fn(&Dim, &Dim) -> _, fn(f64, f64) -> f64) =
-                if name == "max" { (Dim::max, f64::max) } else { (Dim::min, f64::min) };
-            sizes(a, b, size).or_else(|| floats(a, b, float)).unwrap_or(Err(Undefined))
+            if name == "max" {
+                sizes(a, b, Dim::max).or_else(|| floats(a, b, f64::max)).unwrap_or(Err(Undefined))
+            } else {
+                sizes(a, b, Dim::min).or_else(|| floats(a, b, f64::min)).unwrap_or(Err(Undefined))
+            }
         }
         "abs" => match a {
             Term::Int(value) => {

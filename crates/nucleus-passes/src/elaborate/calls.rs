@@ -15,6 +15,9 @@ use super::program::Callable;
 use super::tensors::canonical;
 use super::term::Term;
 
+/// What a call gives for a parameter, with its place; `None` where the default is meant.
+type Argument = Option<(Term, Span)>;
+
 /// A parameter of a function or an input of an entry.
 struct Parameter<'p> {
     name: &'p Name,
@@ -87,8 +90,8 @@ impl<'p> Evaluator<'p> {
         args: &'p [Expr],
         named: &'p [(Name, Expr)],
         span: Span,
-    ) -> Eval<Option<Vec<Option<(Term, Span)>>>> {
-        let mut given: Vec<Option<(Term, Span)>> = vec![None; parameters.len()];
+    ) -> Eval<Option<Vec<Argument>>> {
+        let mut given: Vec<Argument> = vec![None; parameters.len()];
         let mut usable = true;
         if args.len() > parameters.len() {
             let message = format!("`{callee}` takes {} arguments, given {}", parameters.len(), args.len());
@@ -139,7 +142,7 @@ impl<'p> Evaluator<'p> {
         name: &str,
         callable: Callable<'p>,
         parameters: &[Parameter<'p>],
-        given: Vec<Option<(Term, Span)>>,
+        given: Vec<Argument>,
     ) -> Eval<Term> {
         let mut tensors = Vec::new();
         for (parameter, slot) in parameters.iter().zip(given) {

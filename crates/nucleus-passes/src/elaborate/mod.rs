@@ -19,6 +19,7 @@ mod locals;
 mod op_calls;
 mod patterns;
 mod program;
+mod statements;
 mod tensors;
 mod term;
 

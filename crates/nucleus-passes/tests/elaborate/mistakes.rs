@@ -1,11 +1,10 @@
 //! Mistakes that people make, and the whole of what is said about them.
 
-use crate::support::build;
+use crate::support::errors;
 
 #[track_caller]
 fn expect(text: &str, expected: &str) {
-    let errors = build(text.trim_start(), &[]).map(|graph| graph.name).unwrap_err();
-    assert_eq!(errors.trim_end(), expected.trim());
+    assert_eq!(errors(text.trim_start(), &[]).trim_end(), expected.trim());
 }
 
 #[test]

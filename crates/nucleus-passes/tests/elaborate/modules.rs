@@ -13,7 +13,7 @@ fn build(files: &[(&str, &str)], settings: &[&str]) -> Result<String, String> {
         files.iter().find(|(known, _)| *known == name).map(|(_, text)| text.trim_start().to_owned())
     };
     let mut sources = SourceMap::new();
-    let file = sources.add("main.ir", text("main").unwrap());
+    let file = sources.add("main.ir", text("main").unwrap_or_default());
     let loader = |name: &str| Some(SourceText { name: format!("{name}.ir"), text: text(name)? });
     let program =
         Program::load(&mut sources, file, &loader).map_err(|errors| render(&sources, &errors, false))?;

@@ -11,7 +11,9 @@ pub(crate) const NUCLEUS_IMAGE: &str = include_str!("../../../../ir-specs/nucleu
 pub(crate) fn config(settings: &[&str]) -> Config {
     let mut config = Config::new();
     for setting in settings {
-        config.set(setting).unwrap();
+        if let Err(error) = config.set(setting) {
+            panic!("{error}");
+        }
     }
     config
 }
@@ -29,4 +31,13 @@ pub(crate) fn build(text: &str, settings: &[&str]) -> Result<Graph, String> {
 /// The graph of a correct program.
 pub(crate) fn graph(text: &str, settings: &[&str]) -> Graph {
     build(text, settings).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+/// What is said of a wrong program.
+#[track_caller]
+pub(crate) fn errors(text: &str, settings: &[&str]) -> String {
+    match build(text, settings) {
+        Ok(graph) => panic!("no error in {text}: {} nodes", graph.node_count()),
+        Err(errors) => errors,
+    }
 }
