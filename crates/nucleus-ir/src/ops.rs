@@ -2,7 +2,7 @@
 //!
 //! A row gives an op's name, operands, attributes, type rule and meaning. From it come the [`Op`] enum, the names the parser
 //! accepts, what the printer writes, and `docs/ops.md`. What an op *does* is stated by exhaustive matches elsewhere (the type
-//! rules in [`crate::infer`], the evaluator, derivatives, code generation), so the compiler names every place that a new op
+//! rules in [`mod@crate::infer`], the evaluator, derivatives, code generation), so the compiler names every place that a new op
 //! must reach.
 
 use serde::{Deserialize, Serialize};
@@ -420,7 +420,7 @@ ops! {
         transpose_a: bool = false, /// Use bᵀ, stored [N, K].
         transpose_b: bool = false } -> "F[l…, M, K], F[l…, K, N] or F[K, N] → f32[l…, M, N]";
     /// One matrix per group: `y[b, e] = x[b, e] · w[e]`, accumulated and returned in `f32`. Every group has the same number of rows.
-    GroupedMatmul = "grouped_matmul" (x, w) { /// Use w[e]ᵀ, stored [E, N, K].
+    GroupedMatmul = "grouped_matmul" (x, w) { /// Use `w[e]`ᵀ, stored [E, N, K].
         transpose_b: bool = false } -> "F[B, E, C, K], F[E, K, N] → f32[B, E, C, N]";
     /// Scaled dot-product attention, non-causal: `softmax(scale · q kᵀ) v` per head, accumulated and returned in `f32`. Query head h uses key head
     /// ⌊h·G/A⌋ (grouped-query attention). Keys with a false mask are left out; a query without any key gives zeros.

@@ -246,10 +246,11 @@ impl Parser<'_> {
         let start = self.start();
         let mut items = self.list(TokenKind::LeftParen, TokenKind::RightParen, Parser::expression)?;
         let before_close = self.tokens.get(self.position.saturating_sub(2)).map(|token| token.kind);
-        if items.len() == 1 && before_close != Some(TokenKind::Comma) {
-            if let Some(inner) = items.pop() {
-                return Ok(Expr { kind: inner.kind, span: self.span_from(start) });
-            }
+        if items.len() == 1
+            && before_close != Some(TokenKind::Comma)
+            && let Some(inner) = items.pop()
+        {
+            return Ok(Expr { kind: inner.kind, span: self.span_from(start) });
         }
         Ok(Expr { kind: ExprKind::Tuple(items), span: self.span_from(start) })
     }

@@ -1,7 +1,7 @@
 //! From text to syntax tree: recursive descent, with precedence climbing for expressions.
 //!
 //! The parser reports several independent errors in one run. A production that fails has reported why and returns
-//! [`Reported`]; the nearest list of statements or items then skips to a place where the next one begins. Nesting is limited, so
+//! `Reported`; the nearest list of statements or items then skips to a place where the next one begins. Nesting is limited, so
 //! that neither the parser nor anything that walks the tree can run out of stack.
 
 mod expressions;
