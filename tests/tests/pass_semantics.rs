@@ -1,5 +1,9 @@
 //! Passes keep the answer: on the model at small sizes, and on every scalar op at the values where arithmetic is least regular.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+
 use nucleus_interp::{Data, Options, Tensor, evaluate};
 use nucleus_ir::source::SourceMap;
 use nucleus_ir::testing::random_graph;
@@ -111,8 +115,24 @@ fn passes_do_their_work_on_the_model() {
     let rotary_tables = |pass: usize| count(pass, "cos") + count(pass, "sin");
     // Each layer wrote its own; they are the same for all: image and text, and the timestep.
     assert_eq!((rotary_tables(elaborated), rotary_tables(routed)), (3 * 4 + 2, 4 + 2));
-    let stored = &graphs[routed].1.weights;
-    assert!(stored.iter().all(|weight| weight.ty.dtype == DType::Bf16));
+    let graph = &graphs[routed].1;
+    assert!(graph.weights.iter().all(|weight| weight.ty.dtype == DType::Bf16));
+    // The router's products alone are in f32: one per image and one per token in each mixture-of-experts layer.
+    let products = graph.nodes().filter(|(_, data)| {
+        matches!(data.op, Op::Matmul { .. } | Op::GroupedMatmul { .. } | Op::Attention { .. })
+    });
+    let single: Vec<_> =
+        products.filter(|(_, data)| graph.ty(data.operands[0]).dtype == DType::F32).collect();
+    assert_eq!(single.len(), 4);
+    assert!(
+        single.iter().all(|(_, data)| data.scope.as_deref().is_some_and(|scope| scope.ends_with("img_mlp")))
+    );
+    let mut casts = BTreeSet::new();
+    for (_, data) in graph.nodes() {
+        if let Op::Cast { to } = data.op {
+            assert!(casts.insert((data.operands[0], to)), "{:?} is cast to {to} twice", data.operands[0]);
+        }
+    }
 }
 
 proptest! {
