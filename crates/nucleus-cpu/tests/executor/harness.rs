@@ -173,9 +173,19 @@ pub(crate) fn bindings(dims: &[(&str, i64)]) -> Bindings {
 
 /// Checks outputs against the interpreter and that neither threads nor packing beforehand change a bit.
 pub(crate) fn check(case: &Case) {
-    let plan = plan(case.text);
-    let dims = bindings(case.dims);
-    let expected = expected(case, &plan, &dims);
+    check_plan(&plan(case.text), case.dims, case.value, case.tolerance);
+}
+
+/// The same for a plan that is not a text.
+pub(crate) fn check_plan(
+    plan: &Plan,
+    dims: &[(&str, i64)],
+    value: &dyn Fn(&str, usize) -> Option<f64>,
+    tolerance: f64,
+) {
+    let case = &Case { text: "", dims, value, tolerance };
+    let dims = bindings(dims);
+    let expected = expected(case, plan, &dims);
     for isa in [Isa::supported()[0], Isa::Portable] {
         let mut first: Option<Vec<Vec<u8>>> = None;
         for (threads, prepare) in [(1, false), (2, true), (4, false)] {

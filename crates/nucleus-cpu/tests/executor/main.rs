@@ -4,6 +4,7 @@
 mod attention;
 mod contractions;
 mod errors;
+mod graphs;
 mod harness;
 mod maps;
 mod random_functions;
