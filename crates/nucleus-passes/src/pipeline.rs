@@ -10,6 +10,7 @@ use nucleus_ir::graph_printer::print_graph;
 use nucleus_ir::verify_graph::verify_graph;
 use nucleus_ir::{DType, Graph};
 use nucleus_plan::Plan;
+use nucleus_plan::verify::verify_plan;
 
 use crate::elaborate::{Config, Program, elaborate};
 use crate::error::PassError;
@@ -127,7 +128,10 @@ impl Form {
             Form::Graph(graph) => {
                 verify_graph(graph).map_err(|errors| PassError::invalid_graph(pass, &errors))
             }
-            Form::Plan(_) => Ok(()),
+            Form::Plan(plan) => verify_plan(plan).map_err(|errors| {
+                let problems = errors.iter().map(ToString::to_string).collect();
+                PassError::Invalid { pass, problems }
+            }),
         }
     }
 }
