@@ -1,8 +1,10 @@
 //! The passes from a verified graph to a Plan, one file per pass.
 
+pub mod allocate;
 pub mod elaborate;
 pub mod error;
 pub mod fuse;
+pub mod group;
 pub mod pipeline;
 pub mod precision;
 pub mod rewrite;

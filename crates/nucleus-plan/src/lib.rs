@@ -8,6 +8,7 @@
 //! *Architecture invariant:* nothing here assumes a CPU or a GPU, or inference.
 
 pub mod buffer;
+pub mod cost;
 pub mod kernel;
 pub mod lifetime;
 pub mod plan;

@@ -183,8 +183,7 @@ impl<'a> Emitter<'a> {
             }
             return Ok(self.push(Step::Apply { op: ScalarOp::Cast(dtype), args: vec![accumulator] }));
         }
-        let inside = self.results && self.group.inside.contains(&value);
-        if !inside && self.state.stored[value.index()] && !self.computed_here(value) {
+        if self.state.stored[value.index()] && !self.is_local(value) {
             return self.load(value, map);
         }
         let Some((_, data)) = self.state.def(value) else { return Err(Stop::Store(value)) };
@@ -225,18 +224,16 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// True for a value that a group without accumulators computes itself.
-    fn computed_here(&self, value: Value) -> bool {
-        self.results && self.group.accumulators.is_empty() && self.group.owned.contains(&value)
+    /// True for a value that this kernel computes, and so must not load.
+    fn is_local(&self, value: Value) -> bool {
+        self.results && (self.group.inside.contains(&value) || self.group.owned.contains(&value))
     }
 
     fn reshape(&mut self, value: Value, data: &NodeData, map: &[Coord]) -> Result<StepId, Stop> {
         // Elements keep their row-major order, so a dense value needs no coordinates of its own.
-        let source = self.state.reshaped(value);
-        let inside = self.results && self.group.inside.contains(&source);
+        let source = self.state.reshaped(data.operands[0]);
         if self.state.stored[source.index()]
-            && !inside
-            && !self.computed_here(source)
+            && !self.is_local(source)
             && let Some(home) = self.home(source)
             && home.dense
         {

@@ -29,6 +29,7 @@ use nucleus_plan::{Buffer, BufferId, Place, Plan, PlanInput, PlanOutput};
 
 use crate::error::PassError;
 use crate::schedule::order_launches;
+pub(crate) use affine::is_nonnegative;
 use affine::row_major;
 use emit::{Home, Stop};
 use group::{Group, Kind};
