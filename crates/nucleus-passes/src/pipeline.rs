@@ -12,9 +12,11 @@ use nucleus_ir::{DType, Graph};
 use nucleus_plan::Plan;
 use nucleus_plan::verify::verify_plan;
 
+use crate::allocate::allocate;
 use crate::elaborate::{Config, Program, elaborate};
 use crate::error::PassError;
 use crate::fuse::fuse;
+use crate::group::group;
 use crate::precision::precision;
 use crate::route::route;
 use crate::schedule::schedule;
@@ -78,9 +80,19 @@ pub const PASSES: &[Pass] = &[
         kind: PassKind::Lower(fuse),
     },
     Pass {
+        name: "group",
+        about: "chooses the tile of every product by an analytic cost model",
+        kind: PassKind::Plan(group),
+    },
+    Pass {
         name: "schedule",
         about: "orders launches: by stage, producers close to consumers",
         kind: PassKind::Plan(schedule),
+    },
+    Pass {
+        name: "allocate",
+        about: "gives every intermediate buffer its place in an arena, symbolic in the run-time sizes",
+        kind: PassKind::Plan(allocate),
     },
 ];
 

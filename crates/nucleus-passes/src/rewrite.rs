@@ -1,7 +1,7 @@
 //! What the passes from graph to graph share: rebuilding a graph node by node, and dead code elimination.
 //!
 //! A pass reads its source in order and adds to a new graph, so that it never edits in place: operands exist before their uses by
-//! construction, and types follow from [`nucleus_ir::infer`].
+//! construction, and types follow from [`nucleus_ir::infer()`].
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -5,7 +5,7 @@
 //! smaller tensors, so that they cannot undo one another. Equal nodes become one. Rebuilding repeats until nothing changes.
 //!
 //! Rules keep every bit of the result, −0 and NaN included, with one exception: a product split over the pieces of a concatenation
-//! ([`matmul`]) sums in another order. No rule assumes that the graph is an inference graph.
+//! (`simplify/matmul.rs`) sums in another order. No rule assumes that the graph is an inference graph.
 
 mod fold;
 mod hoist;
