@@ -236,6 +236,12 @@ impl Reader<'_> {
         if plan.entry != entry {
             return Err(self.broken(part, "it is the plan of another entry"));
         }
+        nucleus_plan::verify_plan(&plan).map_err(|errors| {
+            self.broken(
+                part,
+                errors.first().map_or_else(|| "it does not verify".to_owned(), ToString::to_string),
+            )
+        })?;
         Ok(plan)
     }
 
