@@ -99,7 +99,8 @@ impl Slot {
         if self.rivals.iter().any(|rival| at_most(size, rival)) {
             return self.rivals.clone();
         }
-        let mut rivals: Vec<Dim> = self.rivals.iter().filter(|rival| !at_most(rival, size)).cloned().collect();
+        let mut rivals: Vec<Dim> =
+            self.rivals.iter().filter(|rival| !at_most(rival, size)).cloned().collect();
         rivals.push(size.clone());
         rivals
     }

@@ -25,7 +25,8 @@ pub fn group_for(mut plan: Plan, machine: &Machine) -> Result<Plan, PassError> {
     let mut problems: Vec<Vec<Problem>> = vec![Vec::new(); plan.kernels.len()];
     for launch in &plan.launches {
         let id = launch.kernel.0 as usize;
-        let (Anchor::Matmul(contraction) | Anchor::GroupedMatmul(contraction)) = &plan.kernels[id].anchor else {
+        let (Anchor::Matmul(contraction) | Anchor::GroupedMatmul(contraction)) = &plan.kernels[id].anchor
+        else {
             continue;
         };
         let sizes = launch.sizes.iter().map(|size| largest.map_or(Ok(1), |point| size.eval(point)));

@@ -107,7 +107,8 @@ pub fn predict(
     let memory = launch.bytes.eval(bindings)? as f64 / machine.bandwidth;
     let arithmetic = match &kernel.anchor {
         Anchor::Matmul(contraction) | Anchor::GroupedMatmul(contraction) => {
-            let sizes = launch.sizes.iter().map(|size| size.eval(bindings)).collect::<Result<Vec<i64>, _>>()?;
+            let sizes =
+                launch.sizes.iter().map(|size| size.eval(bindings)).collect::<Result<Vec<i64>, _>>()?;
             let problem = Problem::of(contraction, &sizes);
             match contraction.tile {
                 Some(tile) => problem.seconds(tile, machine),

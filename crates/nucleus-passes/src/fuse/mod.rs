@@ -3,13 +3,13 @@
 //! A kernel is an anchor with scalar functions around it. Fusion decides which values lie in buffers; everything else is computed
 //! where it is used:
 //!
-//! 1. [`canonical`] brings the graph into the form the rest expects.
+//! 1. `canonical` brings the graph into the form the rest expects.
 //! 2. Every anchor (matrix product, attention, segment sum, chain of reductions along the same rows …) takes over the element-wise
-//!    consumers that can be computed where its results are ([`group`], [`anchors`]).
-//! 3. Of what is left, a value is stored if some use needs it in memory or if computing it at each use would cost more ([`decide`]);
+//!    consumers that can be computed where its results are (`group`, `anchors`).
+//! 3. Of what is left, a value is stored if some use needs it in memory or if computing it at each use would cost more (`decide`);
 //!    stored values become `map` kernels, several to a kernel where one needs the other.
-//! 4. Functions are emitted by following values back to loads and results of the anchor ([`emit`]). Views are changes of coordinates
-//!    on the way ([`affine`]); where they are not affine, the viewed value is stored after all and emission starts again.
+//! 4. Functions are emitted by following values back to loads and results of the anchor (`emit`). Views are changes of coordinates
+//!    on the way (`affine`); where they are not affine, the viewed value is stored after all and emission starts again.
 //!
 //! Nothing here knows the name of a model or of a layer.
 

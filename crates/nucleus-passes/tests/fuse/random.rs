@@ -1,13 +1,13 @@
 //! Plans of random graphs compute what the evaluator computes.
 
-use nucleus_ir::{Bindings, DType};
 use nucleus_ir::testing::random_graph;
+use nucleus_ir::{Bindings, DType};
 use nucleus_passes::fuse::fuse;
 use nucleus_passes::route::route;
 use nucleus_passes::stage::stage;
 use proptest::prelude::*;
 
-use crate::support::{difference, prepare};
+use crate::support::{difference, placed, prepare};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
@@ -25,7 +25,7 @@ proptest! {
             _ => prepare(&random_graph(&bytes), DType::Bf16),
         };
         let text = || nucleus_ir::graph_printer::print_graph(&graph);
-        let plan = fuse(&graph).map_err(|error| TestCaseError::fail(format!("{error}\n{}", text())))?;
+        let plan = fuse(&graph).and_then(placed).map_err(|error| TestCaseError::fail(format!("{error}\n{}", text())))?;
         if let Err(errors) = nucleus_plan::verify_plan(&plan) {
             return Err(TestCaseError::fail(format!("{errors:?}\n{}\n{plan}", text())));
         }

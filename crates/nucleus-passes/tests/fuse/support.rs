@@ -6,10 +6,14 @@ use std::fmt::Write;
 use nucleus_interp::{Data, Options, Tensor};
 use nucleus_ir::source::SourceMap;
 use nucleus_ir::{Bindings, DType, Graph, TensorType};
+use nucleus_passes::PassError;
+use nucleus_passes::allocate::allocate;
 use nucleus_passes::elaborate::{Config, Program, elaborate};
 use nucleus_passes::fuse::fuse;
+use nucleus_passes::group::group;
 use nucleus_passes::precision::precision;
 use nucleus_passes::route::route;
+use nucleus_passes::schedule::schedule;
 use nucleus_passes::simplify::simplify;
 use nucleus_passes::stage::stage;
 use nucleus_plan::{Plan, reference};
@@ -35,6 +39,11 @@ pub(crate) fn prepared(text: &str, settings: &[&str], dtype: DType) -> Graph {
 /// The passes before fusion.
 pub(crate) fn prepare(graph: &Graph, dtype: DType) -> Graph {
     route(&stage(&precision(&simplify(graph).unwrap(), dtype).unwrap()).unwrap()).unwrap()
+}
+
+/// The passes after fusion.
+pub(crate) fn placed(plan: Plan) -> Result<Plan, PassError> {
+    allocate(schedule(group(plan)?)?)
 }
 
 /// One line per launch: kernel, anchor, what is read and written, scope.
@@ -80,7 +89,7 @@ impl Random {
         let shape: Vec<usize> = ty.shape.iter().map(|dim| dim.eval(dims).unwrap() as usize).collect();
         let count = shape.iter().product::<usize>();
         let data = match ty.dtype {
-            DType::Bool => Data::Bool((0..count).map(|_| self.next() % 4 != 0).collect()),
+            DType::Bool => Data::Bool((0..count).map(|_| self.next() % 8 < 6).collect()),
             DType::I32 => Data::Int((0..count).map(|_| (self.next() % 5) as i32).collect()),
             _ => Data::Float((0..count).map(|_| (self.next() % 2001) as f32 / 1000.0 - 1.0).collect()),
         };
@@ -118,7 +127,9 @@ pub(crate) fn difference(graph: &Graph, plan: &Plan, dims: &Bindings, seed: u64)
     for ((name, expected), given) in expected.iter().zip(&outputs) {
         let expected = elements(expected);
         assert_eq!(expected.len(), given.len(), "{name}");
-        let largest = expected.iter().fold(1.0f64, |largest, x| if x.is_finite() { largest.max(x.abs()) } else { largest });
+        let largest = expected
+            .iter()
+            .fold(1.0f64, |largest, x| if x.is_finite() { largest.max(x.abs()) } else { largest });
         for (x, y) in expected.iter().zip(given) {
             let same = x == y || x.is_nan() && y.is_nan();
             if !same {
@@ -134,6 +145,8 @@ pub(crate) fn difference(graph: &Graph, plan: &Plan, dims: &Bindings, seed: u64)
 pub(crate) fn checked(text: &str, settings: &[&str], tolerance: f64) -> Plan {
     let graph = prepared(text, settings, DType::F32);
     let plan = fuse(&graph).unwrap();
+    assert_eq!(nucleus_plan::verify_plan(&plan), Ok(()));
+    let plan = placed(plan).unwrap();
     assert_eq!(nucleus_plan::verify_plan(&plan), Ok(()));
     for (b, h, w, t) in [(1, 3, 4, 2), (2, 2, 3, 5)] {
         let dims = Bindings::from_iter([("B", b), ("H", h), ("W", w), ("T", t)]);
