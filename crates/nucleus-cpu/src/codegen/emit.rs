@@ -204,7 +204,7 @@ impl<'a, 'f> Emit<'a, 'f> {
     }
 
     /// The float of these bits.
-    pub(super) fn from_bits(&mut self, x: Value) -> Value {
+    pub(super) fn as_float(&mut self, x: Value) -> Value {
         let ty = self.float_type();
         self.bitcast(ty, x)
     }

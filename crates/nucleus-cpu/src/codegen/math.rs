@@ -11,7 +11,7 @@ use super::emit::{Emit, HostFunction};
 /// 1.5 · 2²³: adding it rounds to an integer and leaves that in the low bits.
 const TO_INTEGER: f32 = 12_582_912.0;
 /// ln 2 in two parts; the first has so few bits that its product with an exponent is exact.
-const LN2_HIGH: f32 = 0.693_359_375;
+const LN2_HIGH: f32 = 355.0 / 512.0;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 /// π/2 in three parts of 24 bits each.
 const HALF_PI: [f32; 3] = [1.570_796_4, -4.371_139e-8, -1.715_124_5e-15];
@@ -59,7 +59,7 @@ impl Emit<'_, '_> {
         let bias = self.int(127);
         let biased = self.iadd(n, bias);
         let bits = self.shift_left(biased, 23);
-        self.from_bits(bits)
+        self.as_float(bits)
     }
 
     /// x, but at most `limit`; NaN stays.
@@ -144,7 +144,7 @@ impl Emit<'_, '_> {
         let sign = self.and_constant(sign, i32::MIN);
         let bits = self.bits(magnitude);
         let bits = self.bor(bits, sign);
-        self.from_bits(bits)
+        self.as_float(bits)
     }
 
     /// 1/(1+e⁻ˣ), within 2 units. The exponential is always of −|x|, so nothing overflows.
@@ -180,7 +180,7 @@ impl Emit<'_, '_> {
         let exponent = self.shift_right_signed(offset, 23);
         let fraction = self.and_constant(offset, 0x007f_ffff);
         let mantissa = self.iadd(fraction, start);
-        let mantissa = self.from_bits(mantissa);
+        let mantissa = self.as_float(mantissa);
         let (zero, shift) = (self.int(0), self.int(25));
         let shift = self.select(is_subnormal, shift, zero);
         let exponent = self.isub(exponent, shift);
@@ -252,7 +252,7 @@ impl Emit<'_, '_> {
         let sign = self.shift_left(upper, 30);
         let bits = self.bits(value);
         let bits = self.bxor(bits, sign);
-        let near = self.from_bits(bits);
+        let near = self.as_float(bits);
         let magnitude = self.fabs(x);
         let limit = self.float(LARGEST_ANGLE);
         let far = self.compare(FloatCC::UnorderedOrGreaterThan, magnitude, limit);

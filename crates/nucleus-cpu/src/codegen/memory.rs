@@ -109,7 +109,7 @@ impl Emit<'_, '_> {
             DType::F32 | DType::I32 => stored,
             DType::Bf16 => {
                 let bits = self.shift_left(stored, 16);
-                self.from_bits(bits)
+                self.as_float(bits)
             }
             DType::F16 => self.widen_f16(stored),
             DType::Bool => {
@@ -138,7 +138,7 @@ impl Emit<'_, '_> {
         let sign = self.and_constant(half, 0x8000);
         let sign = self.shift_left(sign, 16);
         let shifted = self.shift_left(magnitude, 13);
-        let unscaled = self.from_bits(shifted);
+        let unscaled = self.as_float(shifted);
         let scale = self.float(f32::from_bits((127 + 112) << 23));
         let finite = self.fmul(unscaled, scale);
         let finite = self.bits(finite);
@@ -148,7 +148,7 @@ impl Emit<'_, '_> {
         let is_special = self.compare_int(IntCC::SignedGreaterThan, magnitude, largest);
         let bits = self.select(is_special, special, finite);
         let bits = self.bor(bits, sign);
-        self.from_bits(bits)
+        self.as_float(bits)
     }
 
     /// To nearest, ties to even; NaN is kept.
@@ -166,7 +166,7 @@ impl Emit<'_, '_> {
         let normal = self.shift_right(rounded, 13);
         // Subnormal numbers: a unit in the last place of 0.5 is the unit of subnormal halves, so an addition rounds.
         let half = self.float(0.5);
-        let absolute = self.from_bits(magnitude);
+        let absolute = self.as_float(magnitude);
         let sum = self.fadd(absolute, half);
         let sum = self.bits(sum);
         let half_bits = self.int(0x3f00_0000);
@@ -203,7 +203,7 @@ impl Emit<'_, '_> {
                 let is_nan = self.compare(FloatCC::Unordered, value, value);
                 let result = self.select(is_nan, nan, rounded);
                 let result = self.and_constant(result, !0xffff);
-                self.from_bits(result)
+                self.as_float(result)
             }
             DType::F16 => {
                 let half = self.narrow_f16(value);

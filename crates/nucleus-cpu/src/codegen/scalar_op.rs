@@ -123,7 +123,7 @@ impl Emit<'_, '_> {
             (false, DType::Bool, DType::I32) => self.and_constant(x, 1),
             (false, DType::Bool, _) => {
                 let bits = self.and_constant(x, 1.0f32.to_bits() as i32);
-                self.from_bits(bits)
+                self.as_float(bits)
             }
             (false, _, DType::Bool) => {
                 let zero = self.int(0);
