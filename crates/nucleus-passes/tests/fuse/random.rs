@@ -7,10 +7,10 @@ use nucleus_passes::route::route;
 use nucleus_passes::stage::stage;
 use proptest::prelude::*;
 
-use crate::support::{difference, placed, prepare};
+use crate::support::{difference, lowered, placed};
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn random_graphs_keep_their_meaning(
@@ -21,8 +21,8 @@ proptest! {
     ) {
         let graph = match way {
             0 => route(&stage(&random_graph(&bytes)).unwrap()).unwrap(),
-            1 => prepare(&random_graph(&bytes), DType::F32),
-            _ => prepare(&random_graph(&bytes), DType::Bf16),
+            1 => lowered(&random_graph(&bytes), DType::F32),
+            _ => lowered(&random_graph(&bytes), DType::Bf16),
         };
         let text = || nucleus_ir::graph_printer::print_graph(&graph);
         let plan = fuse(&graph).and_then(placed).map_err(|error| TestCaseError::fail(format!("{error}\n{}", text())))?;

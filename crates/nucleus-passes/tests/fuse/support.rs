@@ -33,12 +33,12 @@ pub(crate) fn prepared(text: &str, settings: &[&str], dtype: DType) -> Graph {
     let entry = program.entries().first().map_or(String::new(), ToString::to_string);
     let graph = elaborate(&program, &config, &entry)
         .unwrap_or_else(|errors| panic!("{}", nucleus_ir::render(&sources, &errors, false)));
-    prepare(&graph, dtype)
+    lowered(&simplify(&graph).unwrap(), dtype)
 }
 
-/// The passes before fusion.
-pub(crate) fn prepare(graph: &Graph, dtype: DType) -> Graph {
-    route(&stage(&precision(&simplify(graph).unwrap(), dtype).unwrap()).unwrap()).unwrap()
+/// The passes between simplification and fusion.
+pub(crate) fn lowered(graph: &Graph, dtype: DType) -> Graph {
+    route(&stage(&precision(graph, dtype).unwrap()).unwrap()).unwrap()
 }
 
 /// The passes after fusion.
