@@ -65,7 +65,7 @@ pub enum ArtifactError {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: ModelError,
+        source: Box<ModelError>,
     },
     /// The artifact holds no plan for an entry.
     #[error("artifact `{}` has no entry `{entry}`; its entries are {}", .path.display(), .known.join(", "))]
@@ -170,7 +170,7 @@ impl Artifact {
     /// # Errors
     /// The texts have errors.
     pub fn model(&self) -> Result<Model, ArtifactError> {
-        let wrap = |source| ArtifactError::Model { path: self.path.clone(), source };
+        let wrap = |source| ArtifactError::Model { path: self.path.clone(), source: Box::new(source) };
         let mut model = Model::from_text(&self.compiled.text).map_err(wrap)?;
         model.apply_values(&self.compiled.config);
         Ok(model)
