@@ -7,13 +7,20 @@ use super::{Rewriter, Site};
 use crate::error::PassError;
 
 /// A scalar op on scalar constants → the constant that the evaluator computes in `f32`.
+///
+/// `bf16` and `f16` are folded only where nothing is rounded to them: an evaluation in `f64`, which keeps full precision in those types, then
+/// still measures the error of the storage and not of the folding.
 pub(super) fn constants(rewriter: &mut Rewriter<'_>, site: &Site<'_>) -> Result<Option<Value>, PassError> {
     let Some(op) = site.op.scalar() else { return Ok(None) };
     let mut operands = Vec::with_capacity(site.operands.len());
     for operand in site.operands {
         match rewriter.constant(*operand) {
-            Some((value, dtype)) => operands.push(Scalar::new(value, dtype)),
-            None => return Ok(None),
+            Some((value, dtype))
+                if !is_narrow(dtype) || f64::from(round_to(value.0 as f32, dtype)) == value.0 =>
+            {
+                operands.push(Scalar::new(value, dtype));
+            }
+            _ => return Ok(None),
         }
     }
     let dtypes: Vec<DType> =
@@ -24,7 +31,8 @@ pub(super) fn constants(rewriter: &mut Rewriter<'_>, site: &Site<'_>) -> Result<
         Scalar::Int(i32::MIN) => return Ok(None),
         Scalar::Int(value) => f64::from(value),
         Scalar::Bool(value) => f64::from(u8::from(value)),
-        Scalar::Float(value) => f64::from(round_to(value, dtype)),
+        Scalar::Float(value) if is_narrow(dtype) && round_to(value, dtype) != value => return Ok(None),
+        Scalar::Float(value) => f64::from(value),
     };
     rewriter.emit(Op::Constant { value: Float(value), dtype }, &[], site.scope).map(Some)
 }
@@ -45,6 +53,10 @@ impl Scalar {
             DType::Bool => Scalar::Bool(value.0 != 0.0),
         }
     }
+}
+
+fn is_narrow(dtype: DType) -> bool {
+    matches!(dtype, DType::Bf16 | DType::F16)
 }
 
 fn round_to(value: f32, dtype: DType) -> f32 {
@@ -108,8 +120,8 @@ fn compare(x: Scalar, y: Scalar) -> Option<Option<std::cmp::Ordering>> {
 
 fn cast(x: Scalar, to: DType) -> Scalar {
     match (to, x) {
-        (DType::F32 | DType::Bf16 | DType::F16, Scalar::Float(x)) => Scalar::Float(round_to(x, to)),
-        (DType::F32 | DType::Bf16 | DType::F16, Scalar::Int(x)) => Scalar::Float(round_to(x as f32, to)),
+        (DType::F32 | DType::Bf16 | DType::F16, Scalar::Float(x)) => Scalar::Float(x),
+        (DType::F32 | DType::Bf16 | DType::F16, Scalar::Int(x)) => Scalar::Float(x as f32),
         (DType::F32 | DType::Bf16 | DType::F16, Scalar::Bool(x)) => Scalar::Float(f32::from(u8::from(x))),
         (DType::I32, Scalar::Float(x)) => Scalar::Int(x as i32),
         (DType::I32, Scalar::Int(x)) => Scalar::Int(x),

@@ -103,6 +103,12 @@ pub(super) fn transposed_factor(
     let mut operands = site.operands.to_vec();
     let mut op = site.op.clone();
     let (a, b) = match &mut op {
+        // A transposed left factor wants leading axes equal to those of the right one.
+        Op::Matmul { transpose_b, .. }
+            if rewriter.shape(operands[0]).len() != rewriter.shape(operands[1]).len() =>
+        {
+            (None, Some(transpose_b))
+        }
         Op::Matmul { transpose_a, transpose_b } => (Some(transpose_a), Some(transpose_b)),
         Op::GroupedMatmul { transpose_b } => (None, Some(transpose_b)),
         _ => return Ok(None),

@@ -7,6 +7,10 @@ use super::sizes::at_most;
 use super::{Rewriter, Site};
 use crate::error::PassError;
 
+/// The most pieces of a concatenation that joining concatenations makes: where one is a piece of itself twice over, again and again,
+/// their number is exponential in the length of the text.
+const MAX_PIECES: usize = 64;
+
 /// A reshape, broadcast, transpose or slice that changes nothing → its operand; a concatenation of one piece → the piece.
 pub(super) fn identity(rewriter: &mut Rewriter<'_>, site: &Site<'_>) -> Result<Option<Value>, PassError> {
     let [x] = *site.operands else { return Ok(None) };
@@ -120,7 +124,11 @@ pub(super) fn concat(rewriter: &mut Rewriter<'_>, site: &Site<'_>) -> Result<Opt
     let mut pieces: Vec<Value> = Vec::with_capacity(site.operands.len());
     for piece in site.operands {
         match rewriter.op(*piece) {
-            Some((Op::Concat { axis: inner }, parts)) if inner == axis => pieces.extend(parts),
+            Some((Op::Concat { axis: inner }, parts))
+                if inner == axis && pieces.len() + parts.len() <= MAX_PIECES =>
+            {
+                pieces.extend(parts);
+            }
             _ => pieces.push(*piece),
         }
     }
