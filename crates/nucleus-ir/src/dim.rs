@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::float::Float;
 
+mod token;
+
 /// The largest number of terms in one normal form.
 pub const MAX_TERMS: usize = 64;
 /// The deepest nesting of opaque functions in one dim.
@@ -92,7 +94,7 @@ pub enum Atom {
 
 /// A symbolic size: a sum of integer multiples of products of atoms. See the [module documentation](self).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "Vec<Token>", into = "Vec<Token>")]
+#[serde(try_from = "Vec<token::Token>", into = "Vec<token::Token>")]
 pub struct Dim {
     /// Sorted by monomial; no zero coefficients. A monomial is a sorted list of atoms; the empty one is 1.
     terms: Vec<(Vec<Atom>, i64)>,
@@ -417,96 +419,6 @@ impl fmt::Display for Atom {
     }
 }
 
-/// One piece of a dim in postfix order: the serialised form. It is flat, and reading it back goes through the checked operations, so
-/// hostile input can neither nest without bound nor break the normal form.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-enum Token {
-    Constant(i64),
-    Symbol(Symbol),
-    Add,
-    Mul,
-    CeilDiv,
-    FloorDiv,
-    Max,
-    Min,
-    CeilScale(Float, Float),
-}
-
-impl From<Dim> for Vec<Token> {
-    fn from(dim: Dim) -> Vec<Token> {
-        let mut tokens = Vec::new();
-        write_tokens(&dim, &mut tokens);
-        tokens
-    }
-}
-
-fn write_tokens(dim: &Dim, tokens: &mut Vec<Token>) {
-    if dim.terms.is_empty() {
-        tokens.push(Token::Constant(0));
-    }
-    for (index, (monomial, coefficient)) in dim.terms.iter().enumerate() {
-        tokens.push(Token::Constant(*coefficient));
-        for atom in monomial {
-            let mut pair = |a: &Dim, b: &Dim, token: Token| {
-                write_tokens(a, tokens);
-                write_tokens(b, tokens);
-                tokens.push(token);
-            };
-            match atom {
-                Atom::Symbol(symbol) => tokens.push(Token::Symbol(symbol.clone())),
-                Atom::CeilDiv(a, b) => pair(a, b, Token::CeilDiv),
-                Atom::FloorDiv(a, b) => pair(a, b, Token::FloorDiv),
-                Atom::Max(a, b) => pair(a, b, Token::Max),
-                Atom::Min(a, b) => pair(a, b, Token::Min),
-                Atom::CeilScale { size, factor, divisor } => {
-                    write_tokens(size, tokens);
-                    tokens.push(Token::CeilScale(*factor, *divisor));
-                }
-            }
-            tokens.push(Token::Mul);
-        }
-        if index > 0 {
-            tokens.push(Token::Add);
-        }
-    }
-}
-
-impl TryFrom<Vec<Token>> for Dim {
-    type Error = String;
-
-    fn try_from(tokens: Vec<Token>) -> Result<Dim, String> {
-        let malformed = || "a serialised size is malformed".to_owned();
-        let mut stack: Vec<Dim> = Vec::new();
-        for token in tokens {
-            let mut pop = || stack.pop().ok_or_else(malformed);
-            let dim = match token {
-                Token::Constant(value) => Dim::constant(value),
-                Token::Symbol(symbol) => Dim::atom(Atom::Symbol(symbol)),
-                Token::CeilScale(factor, divisor) => {
-                    pop()?.ceil_scale(factor.0, divisor.0).map_err(|error| error.to_string())?
-                }
-                binary => {
-                    let (b, a) = (pop()?, pop()?);
-                    let result = match binary {
-                        Token::Add => a.add(&b),
-                        Token::Mul => a.mul(&b),
-                        Token::CeilDiv => a.ceil_div(&b),
-                        Token::FloorDiv => a.floor_div(&b),
-                        Token::Max => Dim::max(&a, &b),
-                        _ => Dim::min(&a, &b),
-                    };
-                    result.map_err(|error| error.to_string())?
-                }
-            };
-            stack.push(dim);
-        }
-        match (stack.pop(), stack.is_empty()) {
-            (Some(dim), true) => Ok(dim),
-            _ => Err(malformed()),
-        }
-    }
-}
-
 /// Values of run-time sizes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Bindings(BTreeMap<Symbol, i64>);
@@ -545,77 +457,4 @@ pub fn product(shape: &[Dim]) -> Result<Dim, DimError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn b() -> Dim {
-        Dim::symbol("B")
-    }
-
-    fn s() -> Dim {
-        Dim::symbol("H").mul(&Dim::symbol("W")).unwrap()
-    }
-
-    #[test]
-    fn sums_and_products_commute_and_collect() {
-        let left = s().add(&b()).unwrap().mul(&b()).unwrap();
-        let right = b().mul(&b()).unwrap().add(&b().mul(&s()).unwrap()).unwrap();
-        assert_eq!(left, right);
-        assert_eq!(left.sub(&right).unwrap(), Dim::constant(0));
-        assert_eq!(left.to_string(), "B*H*W + B*B");
-    }
-
-    #[test]
-    fn exact_division_sees_factors() {
-        let total = b().mul(&s()).unwrap().mul(&Dim::constant(64)).unwrap();
-        assert_eq!(total.exact_div(&s()).unwrap().to_string(), "64*B");
-        let h = total.exact_div(&Dim::symbol("H").mul(&Dim::constant(16)).unwrap()).unwrap();
-        assert_eq!(h.to_string(), "4*B*W");
-        assert_eq!(b().exact_div(&Dim::constant(2)), None);
-    }
-
-    #[test]
-    fn capacity_of_the_released_model() {
-        let capacity = s().ceil_scale(2.0, 64.0).unwrap();
-        assert_eq!(capacity.to_string(), "ceil_div(2*H*W, 64)");
-        for (h, w, want) in [(64, 64, 128), (48, 84, 126), (56, 74, 130), (52, 78, 127)] {
-            let bindings = Bindings::from_iter([("H", h), ("W", w)]);
-            assert_eq!(capacity.eval(&bindings).unwrap(), want);
-        }
-        let fractional = s().ceil_scale(1.3, 4.0).unwrap();
-        assert_eq!(fractional.eval(&Bindings::from_iter([("H", 5), ("W", 7)])).unwrap(), 12);
-    }
-
-    #[test]
-    fn the_serialised_form_reads_back_and_is_checked() {
-        let sum = s().ceil_scale(1.3, 4.0).unwrap().mul(&b()).unwrap().add(&Dim::constant(-7)).unwrap();
-        let dim = Dim::max(&sum, &s().floor_div(&Dim::constant(3)).unwrap()).unwrap();
-        assert_eq!(Dim::try_from(Vec::<Token>::from(dim.clone())), Ok(dim));
-        let mut nested = vec![Token::Symbol(Symbol::new("B"))];
-        for _ in 0..100_000 {
-            nested.extend([Token::Constant(3), Token::CeilDiv]);
-        }
-        assert_eq!(Dim::try_from(nested), Err(DimError::TooComplex.to_string()));
-        assert!(Dim::try_from(vec![Token::Add]).is_err());
-    }
-
-    #[test]
-    fn overflow_and_growth_are_errors() {
-        let huge = Dim::constant(i64::MAX);
-        assert_eq!(huge.add(&Dim::constant(1)), Err(DimError::Overflow));
-        let mut dim = b().add(&Dim::constant(1)).unwrap();
-        let error = (0..10).find_map(|i| {
-            let next = dim.mul(&Dim::symbol(&format!("X{i}")).add(&Dim::constant(1)).unwrap());
-            match next {
-                Ok(next) => {
-                    dim = next;
-                    None
-                }
-                Err(error) => Some(error),
-            }
-        });
-        assert_eq!(error, Some(DimError::TooComplex));
-        assert_eq!(b().eval(&Bindings::new()), Err(DimError::Unbound(Symbol::new("B"))));
-        assert_eq!(Dim::constant(i64::MIN).floor_div(&Dim::constant(-1)), Err(DimError::Overflow));
-    }
-}
+mod tests;

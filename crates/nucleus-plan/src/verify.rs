@@ -19,7 +19,9 @@
 //! - once allocated: every arena buffer has an offset, a multiple of 64 and inside its arena; buffers that live at the same time do not
 //!   overlap, at sample sizes.
 
-use nucleus_ir::{Bindings, DType, Rate};
+use std::collections::HashMap;
+
+use nucleus_ir::{Bindings, DType, Rate, TensorType};
 
 use crate::buffer::Place;
 use crate::kernel::{Anchor, Kernel, OperandMode};
@@ -101,10 +103,12 @@ impl Verifier<'_> {
     fn buffers(&mut self) {
         let plan = self.plan;
         let mut outputs = vec![0usize; plan.outputs.len()];
+        let weights: HashMap<&str, &TensorType> =
+            plan.weights.iter().map(|(name, ty)| (name.as_str(), ty)).collect();
         for (id, buffer) in plan.buffers.iter().enumerate() {
             let place = format!("buffer b{id}");
             let expected = match &buffer.place {
-                Place::Weight(name) => plan.weights.iter().find(|(known, _)| known == name).map(|(_, ty)| ty),
+                Place::Weight(name) => weights.get(name.as_str()).copied(),
                 Place::Input(position) => plan.inputs.get(*position as usize).map(|input| &input.ty),
                 Place::Output(position) => {
                     if let Some(count) = outputs.get_mut(*position as usize) {
@@ -265,7 +269,7 @@ impl Verifier<'_> {
             };
             let elements = nucleus_ir::dim::product(&buffer.shape).and_then(|n| n.eval(bindings));
             let (Ok(start), Ok(elements)) = (offset.eval(bindings), elements) else { continue };
-            let end = start + elements * buffer.dtype.size() as i64;
+            let end = start.saturating_add(elements.saturating_mul(buffer.dtype.size() as i64));
             let size = arenas[*rate as usize].eval(bindings).unwrap_or(0);
             if start % 64 != 0 || start < 0 || end > size {
                 self.report(&place, format!("lies at {start} to {end} of an arena of {size} bytes"));

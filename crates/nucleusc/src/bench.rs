@@ -29,7 +29,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     let bindings = session.signature().bind(&inputs, &arguments.session.dims)?;
     session.run(&inputs, &arguments.session.dims)?;
     let mut profile = arguments.profile.then(Profile::default);
-    let mut runs = Vec::with_capacity(arguments.repeat);
+    let mut runs = Vec::new();
     for _ in 0..arguments.repeat {
         let start = Instant::now();
         session.run_profiled(&inputs, &arguments.session.dims, profile.as_mut())?;

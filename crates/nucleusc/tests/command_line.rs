@@ -167,8 +167,7 @@ fn help_teaches() {
 fn errors_point_into_the_text() {
     let folder = scratch();
     let path = folder.path().join("model.ir");
-    std::fs::write(&path, "entry f(x: [4] per step) -> (y: [4]) {\n    x + yy\n}\n")
-        .expect("written");
+    std::fs::write(&path, "entry f(x: [4] per step) -> (y: [4]) {\n    x + yy\n}\n").expect("written");
     let message = fails(["check", text(&path)]);
     assert!(message.starts_with("error"), "{message}");
     assert!(message.contains("yy") && message.contains("model.ir:2"), "{message}");
