@@ -9,7 +9,7 @@ pub const ITERATIONS: u64 = 1_000_000;
 /// Steps of evaluation: about one per expression, more for long strings, wide size formulas and nodes.
 pub const STEPS: u64 = 25_000_000;
 /// Nodes of a graph; the released model has about 7,500.
-pub const NODES: usize = 250_000;
+pub const NODES: usize = 65_536;
 /// Weights of a graph.
 pub const WEIGHTS: usize = 100_000;
 /// Relations between run-time sizes.

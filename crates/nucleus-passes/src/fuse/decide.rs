@@ -20,6 +20,8 @@ const CHEAP_IN_ROWS: u32 = 8;
 const CHEAP_PER_RATE: u32 = 2;
 /// Functions do not grow beyond this.
 const LARGEST: u32 = 64;
+/// So many views in a row are one too many to follow at every use: the last of them is stored.
+const LONGEST_CHAIN: u32 = 64;
 
 /// How a kernel takes an operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +68,7 @@ impl State {
     pub(crate) fn decide(&mut self) -> Result<(), PassError> {
         let costs = self.costs();
         let nodes: Vec<Node> = self.graph.nodes().map(|(node, _)| node).collect();
+        self.cut_chains();
         for node in nodes.iter().rev() {
             let data = self.graph.node(*node);
             let result = data.results[0];
@@ -74,6 +77,7 @@ impl State {
             }
             let stored = match &data.op {
                 Op::Concat { .. } => !self.read_by_pieces(result),
+                op if op.is_view() => self.stored[result.index()],
                 op if op.scalar().is_some() || matches!(op, Op::Gather) => {
                     self.must_store(result, data, costs[result.index()])
                 }
@@ -94,6 +98,19 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// Stores every so many-th view of a chain, so that what follows views back to what they show does not go far.
+    fn cut_chains(&mut self) {
+        let mut length = vec![0u32; self.graph.value_count()];
+        for (_, data) in self.graph.nodes().filter(|(_, data)| data.op.is_view()) {
+            let result = data.results[0].index();
+            length[result] = length[data.operands[0].index()] + 1;
+            if length[result] == LONGEST_CHAIN && self.owner[result].is_none() {
+                self.stored[result] = true;
+                length[result] = 0;
+            }
+        }
     }
 
     fn always_stored(&self, value: Value) -> bool {

@@ -10,6 +10,10 @@ use super::space::Space;
 use super::state::State;
 use crate::error::PassError;
 
+/// A kernel does not grow beyond this many values: looking for what can join takes time that grows with their square, and so does
+/// compiling what came of it.
+const LARGEST_GROUP: usize = 256;
+
 /// A reduction of a row reduction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RowSum {
@@ -108,8 +112,8 @@ impl State {
             let data = self.graph.node(node);
             let Some(&result) = data.results.first() else { continue };
             // Around an anchor everything that can joins; later only what is stored anyway.
-            let passes = data.op.is_view()
-                || data.op.scalar().is_some() && group.kind == Kind::Map && !self.stored[result.index()];
+            let transparent = data.op.is_view() || data.op.scalar().is_some() && group.kind == Kind::Map;
+            let passes = transparent && !self.stored[result.index()];
             let joined = match &data.op {
                 _ if passes => true,
                 Op::ReduceSum { .. } | Op::ReduceMax { .. } => {
@@ -134,7 +138,8 @@ impl State {
 
     /// True if `value` can be computed at the group's points; then it is counted in.
     fn join(&self, group: &mut Group, value: Value, tainted: &[bool]) -> Result<bool, PassError> {
-        if self.owner[value.index()].is_some() || self.rate(value) != group.rate {
+        let full = group.owned.len() >= LARGEST_GROUP;
+        if full || self.owner[value.index()].is_some() || self.rate(value) != group.rate {
             return Ok(false);
         }
         let Some((maps, _)) = group.placements(&self.graph.ty(value).shape)? else { return Ok(false) };
@@ -200,6 +205,9 @@ impl State {
                 probe.phase = probe.phase.max(sums[number as usize].phase + 1);
             }
             return Ok(true);
+        }
+        if probe.seen.len() >= LARGEST_GROUP {
+            return Ok(false);
         }
         if !probe.seen.insert((value, map.to_vec())) {
             return Ok(true);

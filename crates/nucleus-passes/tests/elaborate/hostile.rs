@@ -28,7 +28,7 @@ fn absurd_configs() {
     );
     assert_eq!(
         model(&["num_layers=900000", "capacity_factors=2"]),
-        "error: the graph has more than 250000 nodes"
+        "error: the graph has more than 65536 nodes"
     );
     assert_eq!(
         model(&["num_attention_heads=9000000000000000000"]),
