@@ -20,13 +20,7 @@ impl MadeUp {
         let mut state = name.bytes().fold(self.seed ^ 0x9e37_79b9_7f4a_7c15, |state, byte| {
             (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
-        let numbers = (0..shape.iter().product::<usize>()).map(|_| {
-            // SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            z ^ (z >> 31)
-        });
+        let numbers = (0..shape.iter().product::<usize>()).map(|_| splitmix(&mut state));
         let data = match ty.dtype {
             // Multiples of 2⁻⁷ with at most eight significant bits, so that every float type holds them.
             DType::F32 | DType::Bf16 | DType::F16 => {
@@ -59,6 +53,14 @@ impl MadeUp {
         };
         evaluate(graph, dims, &inputs, &weights, &Options::default())
     }
+}
+
+/// The next number of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+pub fn splitmix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 /// The largest difference of two lists of outputs over the largest magnitude of the first, by output; integers and truth values

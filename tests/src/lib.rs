@@ -1,4 +1,6 @@
 //! What the test targets of this workspace share: locating fixtures, reading cases, comparing tensors.
 
+pub mod backend;
 pub mod evaluation;
 pub mod parity;
+pub mod tensors;

@@ -71,7 +71,9 @@ impl Case {
         let checkpoint = self.checkpoint();
         let mut model = Model::open(&nucleus_image()).expect("the definition is sound");
         let path = checkpoint.config_path().expect("fixtures have a config");
-        model.apply_json(path, checkpoint.config().expect("fixtures have a config")).expect("the config fits");
+        model
+            .apply_json(path, checkpoint.config().expect("fixtures have a config"))
+            .expect("the config fits");
         model
     }
 

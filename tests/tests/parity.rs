@@ -34,7 +34,10 @@ fn check_f32(backend: &str, run: impl Fn(&Case) -> Vec<f32>) {
             failures.push(format!("{}: {error:.2e}", case.name));
         }
     }
-    assert!(failures.is_empty(), "{backend} is off by more than {F32_TOLERANCE:.0e} of the largest value: {failures:?}");
+    assert!(
+        failures.is_empty(),
+        "{backend} is off by more than {F32_TOLERANCE:.0e} of the largest value: {failures:?}"
+    );
 }
 
 #[test]

@@ -1,0 +1,10 @@
+//! The whole compiler with the CPU backend against the evaluator: op by op, on irregular numbers, on random graphs, and on the model.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod builder;
+mod irregular;
+mod model;
+mod ops;
+mod random;
+mod support;
