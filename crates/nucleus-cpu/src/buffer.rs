@@ -1,10 +1,25 @@
 //! Memory for packed weights, arenas and scratch: aligned, growing only, on huge pages where they help.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
 /// A cache line, and the widest vector.
 pub const ALIGNMENT: usize = 64;
+
+/// There is not enough memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no memory for another {bytes} bytes")]
+pub struct OutOfMemory {
+    /// How much was asked for.
+    pub bytes: usize,
+}
+
+impl OutOfMemory {
+    /// Unwinds with this as the payload; nothing is printed.
+    pub(crate) fn unwind(self) -> ! {
+        std::panic::resume_unwind(Box::new(self))
+    }
+}
 
 /// Nothing, aligned like everything here.
 #[repr(align(64))]
@@ -31,6 +46,9 @@ impl Default for AlignedBuffer {
 
 impl AlignedBuffer {
     /// `bytes` zero bytes.
+    ///
+    /// # Panics
+    /// As [`AlignedBuffer::reserve`].
     #[must_use]
     pub fn zeroed(bytes: usize) -> Self {
         let mut buffer = Self::default();
@@ -39,17 +57,31 @@ impl AlignedBuffer {
     }
 
     /// Makes the buffer at least `bytes` long. When it has to grow, its contents are lost.
-    pub fn reserve(&mut self, bytes: usize) {
+    ///
+    /// # Errors
+    /// There is not that much memory; the buffer is empty then.
+    pub fn try_reserve(&mut self, bytes: usize) -> Result<(), OutOfMemory> {
         if bytes <= self.len() {
-            return;
+            return Ok(());
         }
         *self = Self::default();
-        let Ok(layout) = Layout::from_size_align(bytes.next_multiple_of(ALIGNMENT), ALIGNMENT) else {
-            handle_alloc_error(self.layout)
-        };
+        let error = OutOfMemory { bytes };
+        let size = bytes.checked_next_multiple_of(ALIGNMENT).ok_or(error)?;
+        let layout = Layout::from_size_align(size, ALIGNMENT).map_err(|_| error)?;
         // SAFETY: the layout is not empty, because `bytes` exceeds a length.
-        let Some(data) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
+        let data = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(error)?;
         *self = Self { data, layout };
+        Ok(())
+    }
+
+    /// [`AlignedBuffer::try_reserve`] for the depths of a launch.
+    ///
+    /// # Panics
+    /// Unwinds with an [`OutOfMemory`], without a message, where there is not that much memory; running a plan turns that into an error.
+    pub fn reserve(&mut self, bytes: usize) {
+        if let Err(error) = self.try_reserve(bytes) {
+            error.unwind();
+        }
     }
 
     /// Length in bytes.

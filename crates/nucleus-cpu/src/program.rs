@@ -5,12 +5,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use nucleus_ir::{Bindings, DType, Dim, Rate};
 use nucleus_plan::{Anchor, BufferId, Contraction, Kernel, KernelId, Launch, Place, Plan, Size};
 
-use crate::buffer::AlignedBuffer;
+use crate::buffer::{AlignedBuffer, OutOfMemory};
 use crate::codegen::{Code, Jit};
 use crate::executor::compiled::{CompiledKernel, Source, compile_kernel, element};
 use crate::executor::pack::{PackJob, RightFactor, pack_items};
 use crate::executor::slots::{dense_operands, slots};
-use crate::executor::{BindError, BoundAccess, BoundPlan, BufferTable, CompileError, ExecuteError, range};
+use crate::executor::{
+    BindError, BoundAccess, BoundPlan, BufferTable, CompileError, ExecuteError, points, range,
+};
 use crate::kernels::{Element, Isa, Operand, packed_bytes};
 use crate::threads::Threads;
 
@@ -104,7 +106,8 @@ impl CpuProgram {
         let code = jit.finish()?;
         let indices = plan.kernels.iter().map(has_indices).collect();
         let mut program = CpuProgram {
-            threads: Threads::new(options.threads)?,
+            threads: Threads::new(options.threads)?
+                .with_limit(usize::try_from(options.memory_limit).unwrap_or(usize::MAX)),
             kernels,
             indices,
             code,
@@ -197,7 +200,7 @@ impl CpuProgram {
 
     /// Bytes that [`CpuProgram::prepare`] takes for packed factors.
     pub fn packed_bytes(&self) -> usize {
-        self.prepacked.iter().map(|pack| pack.layout.bytes()).sum()
+        self.prepacked.iter().fold(0, |total, pack| total.saturating_add(pack.layout.bytes()))
     }
 
     /// Packs every right factor that does not change after the stage `model`, weights first come first served; run it when that stage
@@ -213,6 +216,10 @@ impl CpuProgram {
         table: &BufferTable,
         packed: &mut dyn FnMut(&str),
     ) -> Result<(), ExecuteError> {
+        let bytes = self.packed_bytes();
+        if bytes as u64 > self.memory_limit {
+            return Err(OutOfMemory { bytes }.into());
+        }
         let mut order: Vec<usize> = (0..self.prepacked.len()).collect();
         order.sort_by_key(|&position| self.prepacked[position].key.buffer);
         for (place, &position) in order.iter().enumerate() {
@@ -242,7 +249,8 @@ impl CpuProgram {
         if (pointer.bytes as i128) < needed {
             return fail(format!("it has {} bytes where {needed} are needed", pointer.bytes));
         }
-        let memory = AlignedBuffer::zeroed(layout.bytes());
+        let mut memory = AlignedBuffer::default();
+        memory.try_reserve(layout.bytes())?;
         let access = BoundAccess { operand: 0, offset: key.offset, strides: key.strides.clone() };
         let job = PackJob {
             threads: &self.threads,
@@ -259,6 +267,9 @@ impl CpuProgram {
             unsafe { pack_items(&job, pointer.data, memory.as_ptr()) }
         }));
         if let Err(payload) = outcome {
+            if let Some(&source) = payload.downcast_ref::<OutOfMemory>() {
+                return Err(source.into());
+            }
             return fail(format!(
                 "packing failed inside: {}",
                 crate::executor::panic_message(payload.as_ref())
@@ -301,6 +312,7 @@ impl CpuProgram {
         // The whole factor must lie inside the buffer, whose own size must be settled too.
         let mut extents = batch.clone();
         extents.extend([k as i64, n.checked_mul(segments)? as i64]);
+        points(&extents)?;
         let direct = nucleus_plan::Access {
             operand: 0,
             offset: Size::Const(offset),

@@ -8,13 +8,15 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::buffer::AlignedBuffer;
+use crate::buffer::{AlignedBuffer, OutOfMemory};
 
 /// Worker threads of a fixed number, with memory that is kept between calls.
 #[derive(Debug)]
 pub struct Threads {
     pool: rayon::ThreadPool,
     count: usize,
+    /// The most bytes of one loan or scratch buffer.
+    limit: usize,
     idle: Mutex<Vec<AlignedBuffer>>,
 }
 
@@ -46,7 +48,14 @@ impl Threads {
             .thread_name(|index| format!("nucleus-{index}"))
             .build()
             .map_err(|source| ThreadsError { count, source })?;
-        Ok(Self { pool, count, idle: Mutex::new(Vec::new()) })
+        Ok(Self { pool, count, limit: usize::MAX, idle: Mutex::new(Vec::new()) })
+    }
+
+    /// The same with at most `bytes` bytes to a loan or scratch buffer: a system may grant more than it has, and end the process
+    /// when it is used.
+    #[must_use]
+    pub fn with_limit(self, bytes: usize) -> Self {
+        Self { limit: bytes, ..self }
     }
 
     /// The number of worker threads.
@@ -67,14 +76,14 @@ impl Threads {
     /// the caller after the other workers have stopped.
     pub fn parallel_for(&self, jobs: usize, body: impl Fn(usize, &mut Worker) + Sync) {
         if jobs <= 1 || self.count == 1 {
-            return Worker::enter(|worker| (0..jobs).for_each(|job| body(job, worker)));
+            return Worker::enter(self.limit, |worker| (0..jobs).for_each(|job| body(job, worker)));
         }
         let next = AtomicUsize::new(0);
         self.pool.broadcast(|context| {
             if context.index() >= jobs {
                 return;
             }
-            Worker::enter(|worker| {
+            Worker::enter(self.limit, |worker| {
                 loop {
                     let job = next.fetch_add(1, Ordering::Relaxed);
                     if job >= jobs {
@@ -88,8 +97,14 @@ impl Threads {
 
     /// Lends a buffer of at least `bytes` bytes that all workers of a call may share; it goes back when dropped.
     /// Its contents are whatever the last user left.
+    ///
+    /// # Panics
+    /// As [`AlignedBuffer::reserve`], also beyond the limit.
     #[must_use]
     pub fn lease(&self, bytes: usize) -> Lease<'_> {
+        if bytes > self.limit {
+            OutOfMemory { bytes }.unwind();
+        }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         // The smallest that is large enough, else the largest, which then grows.
         let choice = idle
@@ -130,16 +145,18 @@ impl Drop for Lease<'_> {
 #[derive(Debug, Default)]
 pub struct Worker {
     buffers: Vec<AlignedBuffer>,
+    limit: usize,
 }
 
 thread_local! {
-    static WORKER: Cell<Worker> = const { Cell::new(Worker { buffers: Vec::new() }) };
+    static WORKER: Cell<Worker> = const { Cell::new(Worker { buffers: Vec::new(), limit: 0 }) };
 }
 
 impl Worker {
     /// Runs `body` with this thread's memory. A nested call gets fresh memory instead of its caller's.
-    fn enter<R>(body: impl FnOnce(&mut Worker) -> R) -> R {
+    fn enter<R>(limit: usize, body: impl FnOnce(&mut Worker) -> R) -> R {
         let mut worker = WORKER.take();
+        worker.limit = limit;
         let result = body(&mut worker);
         WORKER.set(worker);
         result
@@ -147,7 +164,13 @@ impl Worker {
 
     /// A 64-byte aligned buffer of at least `bytes` bytes, one for each `slot`; it keeps its address and contents
     /// until a later call for the same slot asks for more.
+    ///
+    /// # Panics
+    /// As [`AlignedBuffer::reserve`], also beyond the limit of the threads.
     pub fn scratch(&mut self, slot: usize, bytes: usize) -> *mut u8 {
+        if bytes > self.limit {
+            OutOfMemory { bytes }.unwind();
+        }
         if self.buffers.len() <= slot {
             self.buffers.resize_with(slot + 1, AlignedBuffer::default);
         }

@@ -1,6 +1,6 @@
 //! Sessions: a plan with its weights, ready to run again and again.
 
-use nucleus_cpu::buffer::AlignedBuffer;
+use nucleus_cpu::buffer::{AlignedBuffer, OutOfMemory};
 use nucleus_cpu::{
     BindError, BoundPlan, BufferPointer, BufferTable, CompileError, CpuProgram, ExecuteError, Options,
     Profile,
@@ -61,6 +61,14 @@ pub enum SessionError {
     /// There is not enough memory, or a tensor is too large.
     #[error(transparent)]
     Tensor(#[from] TensorError),
+    /// The arenas do not fit into memory.
+    #[error("the {rate} arena: {source}; use smaller sizes")]
+    Arena {
+        /// Whose arena.
+        rate: &'static str,
+        /// How much was missing.
+        source: OutOfMemory,
+    },
     /// A launch failed.
     #[error(transparent)]
     Execute(#[from] ExecuteError),
@@ -249,7 +257,8 @@ impl Session {
             if arena.len() < needed {
                 // The values of stage `model` are computed again where their arena moves; its size never changes once it is loaded.
                 self.loaded &= rate != Rate::Model;
-                arena.reserve(needed);
+                let full = |source| SessionError::Arena { rate: rate.name(), source };
+                arena.try_reserve(needed).map_err(full)?;
             }
             bound.place_arena(self.program.plan(), rate, arena.as_ptr(), arena.len(), &mut self.table)?;
         }

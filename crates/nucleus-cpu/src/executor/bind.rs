@@ -1,9 +1,9 @@
 //! From symbolic to actual sizes: everything about a run that follows from the run-time dims, checked once.
 
 use nucleus_ir::{Bindings, Dim, Rate};
-use nucleus_plan::{BufferId, Kernel, Launch, Place, Plan};
+use nucleus_plan::{Anchor, BufferId, Kernel, Launch, OperandMode, Place, Plan, Size};
 
-use super::bounds::{range, split_accesses};
+use super::bounds::{points, range, split_accesses};
 use super::error::{BindError, ExecuteError};
 use super::slots::{dense_operands, slots};
 use super::table::{BufferPointer, BufferTable};
@@ -106,14 +106,37 @@ impl BoundPlan {
             };
             buffers.push(BoundBuffer { elements: elements as i64, bytes: needed as usize, arena });
         }
+        // Arenas, inputs and outputs are in memory together; weights have been checked against their file.
+        let outside = plan
+            .buffers
+            .iter()
+            .zip(&buffers)
+            .filter(|(buffer, _)| !matches!(buffer.place, Place::Arena { .. } | Place::Weight(_)));
+        let total = arenas.iter().map(|&bytes| bytes as u128).sum::<u128>()
+            + outside.map(|(_, bound)| bound.bytes as u128).sum::<u128>();
+        if total > u128::from(limit) {
+            let what = "arenas, inputs and outputs".to_owned();
+            return Err(BindError::Memory { what, needed: total, limit });
+        }
         let mut launches = Vec::with_capacity(plan.launches.len());
         for (position, launch) in plan.launches.iter().enumerate() {
             let at = || format!("launch {position}");
             let sizes: Result<Vec<i64>, BindError> = launch.sizes.iter().map(|dim| eval(dim, &at)).collect();
             let sizes = sizes?;
-            check_launch(plan.kernel(launch.kernel), launch, &sizes, &buffers).map_err(|(slot, why)| {
-                BindError::Bounds { launch: position, place: place(plan, launch), slot, why }
-            })?;
+            let kernel = plan.kernel(launch.kernel);
+            check_launch(kernel, launch, &sizes, &buffers)
+                .and_then(|()| check_indices_stay(kernel, launch, &buffers))
+                .map_err(|(slot, why)| BindError::Bounds {
+                    launch: position,
+                    place: place(plan, launch),
+                    slot,
+                    why,
+                })?;
+            let needed = bookkeeping_bytes(&kernel.anchor, &sizes);
+            if needed > u128::from(limit) {
+                let what = format!("the rows of launch {position} ({})", place(plan, launch));
+                return Err(BindError::Memory { what, needed, limit });
+            }
             launches.push(sizes);
         }
         Ok(BoundPlan { buffers, launches, arenas })
@@ -161,6 +184,61 @@ impl BoundPlan {
     }
 }
 
+/// Bytes that a product needs to say where its rows lie: a few words for every item and run of rows.
+fn bookkeeping_bytes(anchor: &Anchor, sizes: &[i64]) -> u128 {
+    let (Anchor::Matmul(c) | Anchor::GroupedMatmul(c)) = anchor else { return 0 };
+    let count = |axes: &[Size]| {
+        axes.iter().fold(1u128, |total, size| total.saturating_mul(size.value(sizes).max(0) as u128))
+    };
+    let items = count(&c.batch);
+    let runs = items.saturating_mul(64).saturating_add(items.saturating_mul(count(&c.rows)) / 8);
+    // Few items may still have up to 64 runs each, which is nothing.
+    runs.saturating_mul(128).saturating_sub(1 << 20)
+}
+
+/// Indices are looked at before a launch uses them, so it must not write where they lie.
+fn check_indices_stay(
+    kernel: &Kernel,
+    launch: &Launch,
+    buffers: &[BoundBuffer],
+) -> Result<(), (String, String)> {
+    let mut indices: Vec<(String, u32)> = Vec::new();
+    for slot in slots(&kernel.anchor) {
+        let through = slot.function.accesses().filter_map(|access| access.indirect.as_ref());
+        indices.extend(through.map(|indirect| (slot.name.clone(), indirect.index.operand)));
+    }
+    if let Anchor::InvertIndex(invert) = &kernel.anchor {
+        indices.push(("index".to_owned(), invert.index));
+    }
+    let lies = |operand: u32| {
+        let buffer = launch.operands[operand as usize];
+        let bound = &buffers[buffer.0 as usize];
+        (buffer, bound.arena, bound.bytes)
+    };
+    for (slot, index) in indices {
+        for written in (0..kernel.operands.len() as u32)
+            .filter(|operand| kernel.operands[*operand as usize].mode != OperandMode::Read)
+        {
+            let ((a, a_arena, a_bytes), (b, b_arena, b_bytes)) = (lies(index), lies(written));
+            let overlap = match (a_arena, b_arena) {
+                (Some((a_rate, a_start)), Some((b_rate, b_start))) => {
+                    a_rate == b_rate
+                        && a_start < b_start.saturating_add(b_bytes)
+                        && b_start < a_start.saturating_add(a_bytes)
+                }
+                _ => false,
+            };
+            if a == b || overlap {
+                return Err((
+                    slot,
+                    format!("the indices in operand {index} lie where operand {written} is written"),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Checks that a launch stays inside its buffers; indirect accesses are checked when it runs.
 fn check_launch(
     kernel: &Kernel,
@@ -175,8 +253,8 @@ fn check_launch(
         if let Some(extent) = extents.iter().find(|&&extent| extent < 0) {
             return fail(format!("an extent is {extent}"));
         }
-        if extents.iter().try_fold(1i64, |product, &extent| product.checked_mul(extent)).is_none() {
-            return fail("the iteration space has more than 2^63 points".to_owned());
+        if points(&extents).is_none() {
+            return fail("the iteration space has more than 2^48 points".to_owned());
         }
         let (direct, indirect) = split_accesses(slot.function);
         for access in direct.into_iter().chain(indirect) {

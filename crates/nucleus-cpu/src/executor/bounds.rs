@@ -2,6 +2,15 @@
 
 use nucleus_plan::{Access, ScalarFunction, Step};
 
+/// The most points of an iteration space: sizes in bytes that follow from it, padded as the micro-kernels pad, fit 64 bits.
+const MAX_POINTS: i64 = 1 << 48;
+
+/// The number of points of a space, empty axes counted as 1; `None` if there are too many.
+pub(crate) fn points(extents: &[i64]) -> Option<i64> {
+    let count = |total: i64, extent: &i64| total.checked_mul((*extent).max(1));
+    extents.iter().try_fold(1, count).filter(|&total| total <= MAX_POINTS)
+}
+
 /// The smallest and largest element an access touches over a space, or `None` if the space is empty.
 pub(crate) fn range(access: &Access, extents: &[i64], sizes: &[i64]) -> Option<(i128, i128)> {
     if extents.iter().any(|&extent| extent <= 0) {
@@ -11,7 +20,11 @@ pub(crate) fn range(access: &Access, extents: &[i64], sizes: &[i64]) -> Option<(
     let (mut low, mut high) = (offset, offset);
     for (stride, &extent) in access.strides.iter().zip(extents) {
         let reach = i128::from(stride.value(sizes)) * i128::from(extent - 1);
-        if reach < 0 { low += reach } else { high += reach }
+        if reach < 0 {
+            low = low.saturating_add(reach);
+        } else {
+            high = high.saturating_add(reach);
+        }
     }
     Some((low, high))
 }

@@ -2,6 +2,7 @@
 
 use nucleus_ir::{DType, DimError};
 
+use crate::buffer::OutOfMemory;
 use crate::codegen::CodegenError;
 use crate::kernels::{IsaError, KernelError};
 use crate::threads::ThreadsError;
@@ -141,6 +142,23 @@ pub enum ExecuteError {
         place: String,
         /// What is wrong.
         why: String,
+    },
+    /// There is not enough memory for what a launch computes on the way.
+    #[error("launch {launch} ({place}): {source}; use smaller sizes or fewer threads")]
+    Memory {
+        /// The launch's number.
+        launch: usize,
+        /// The anchor and the scope of the text.
+        place: String,
+        /// How much was missing.
+        source: OutOfMemory,
+    },
+    /// Packed weights that do not fit into memory.
+    #[error("packing the weights: {source}")]
+    Pack {
+        /// How much was missing.
+        #[from]
+        source: OutOfMemory,
     },
     /// A defect of this program: a worker thread panicked.
     #[error("launch {launch} ({place}) failed inside: {message}")]

@@ -15,7 +15,7 @@ pub(crate) mod slots;
 mod table;
 
 pub use bind::BoundPlan;
-pub(crate) use bounds::range;
+pub(crate) use bounds::{points, range};
 pub use error::{BindError, CompileError, ExecuteError};
 pub(crate) use launch::BoundAccess;
 pub use run::Profile;

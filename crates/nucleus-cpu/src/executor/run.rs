@@ -16,6 +16,7 @@ use super::launch::LaunchContext;
 use super::routing::RoutingError;
 use super::slots::slots;
 use super::table::BufferTable;
+use crate::buffer::OutOfMemory;
 use crate::program::CpuProgram;
 
 /// Wall times of launches, added up over runs.
@@ -95,8 +96,12 @@ impl CpuProgram {
                         self.launch(bound, number, launch, table)
                     }));
                     outcome.unwrap_or_else(|payload| {
+                        let place = place(plan, launch);
+                        if let Some(&source) = payload.downcast_ref::<OutOfMemory>() {
+                            return Err(ExecuteError::Memory { launch: number, place, source });
+                        }
                         let message = panic_message(payload.as_ref());
-                        Err(ExecuteError::Panic { launch: number, place: place(plan, launch), message })
+                        Err(ExecuteError::Panic { launch: number, place, message })
                     })?;
                     if let Some(profile) = profile.as_deref_mut() {
                         profile.seconds[number] += started.elapsed().as_secs_f64();

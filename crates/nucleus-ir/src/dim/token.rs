@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Atom, Dim, Symbol};
+use super::{Atom, Dim, DimError, MAX_COMPLEXITY, Symbol};
 use crate::float::Float;
 
 /// One piece of a dim in postfix order: the serialised form. It is flat, and reading it back goes through the checked operations, so
@@ -64,6 +64,10 @@ impl TryFrom<Vec<Token>> for Dim {
 
     fn try_from(tokens: Vec<Token>) -> Result<Dim, String> {
         let malformed = || "a serialised size is malformed".to_owned();
+        // A size within the limits takes at most four tokens for each of its terms and atoms; reading more would only take time.
+        if tokens.len() > 4 * MAX_COMPLEXITY {
+            return Err(DimError::TooComplex.to_string());
+        }
         let mut stack: Vec<Dim> = Vec::new();
         for token in tokens {
             let mut pop = || stack.pop().ok_or_else(malformed);
