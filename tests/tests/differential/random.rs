@@ -27,7 +27,7 @@ proptest! {
     fn random_graphs_agree_on_every_instruction_set(
         bytes in prop::collection::vec(any::<u8>(), 0..300),
         (b, h, w, t) in (1i64..4, 1i64..6, 1i64..6, 1i64..9),
-        dtype in prop::sample::select(vec![DType::F32, DType::Bf16]),
+        dtype in prop::sample::select(vec![DType::F32, DType::Bf16, DType::F16]),
         seed in any::<u64>(),
     ) {
         check(&bytes, dtype, &Isa::supported(), [b, h, w, t], seed)?;
@@ -42,7 +42,7 @@ proptest! {
     fn random_graphs_agree_at_larger_sizes(
         bytes in prop::collection::vec(any::<u8>(), 0..300),
         (b, h, w, t) in (1i64..4, 1i64..14, 1i64..10, 1i64..40),
-        dtype in prop::sample::select(vec![DType::F32, DType::Bf16]),
+        dtype in prop::sample::select(vec![DType::F32, DType::Bf16, DType::F16]),
         seed in any::<u64>(),
     ) {
         check(&bytes, dtype, &Isa::supported()[..1], [b, h, w, t], seed)?;
