@@ -231,6 +231,24 @@ mod tests {
     }
 
     #[test]
+    fn memory_beyond_the_limit_unwinds_with_what_was_asked() {
+        let threads = Threads::new(2).unwrap().with_limit(1000);
+        let asked = |body: &dyn Fn()| {
+            let payload = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_err();
+            *payload.downcast_ref::<OutOfMemory>().unwrap()
+        };
+        assert_eq!(asked(&|| drop(threads.lease(1001))), OutOfMemory { bytes: 1001 });
+        let scratch = || {
+            threads.parallel_for(4, |_, worker| {
+                worker.scratch(0, usize::MAX);
+            });
+        };
+        assert_eq!(asked(&scratch), OutOfMemory { bytes: usize::MAX });
+        assert_eq!(asked(&|| drop(AlignedBuffer::zeroed(usize::MAX))), OutOfMemory { bytes: usize::MAX });
+        assert!(threads.lease(1000).len() >= 1000);
+    }
+
+    #[test]
     fn a_panic_in_a_job_reaches_the_caller_and_leaves_the_threads_usable() {
         let threads = Threads::new(2).unwrap();
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {

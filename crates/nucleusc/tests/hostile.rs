@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use nucleus_runtime::{HostTensor, TensorMap};
+use nucleus_ir::Dim;
+use nucleus_plan::{BufferId, KernelId, Place};
+use nucleus_runtime::artifact::write_artifact;
+use nucleus_runtime::{Artifact, Compiled, HostTensor, TensorMap};
 use nucleus_tests::parity::{Case, nucleus_image};
 
 /// No call of this file may take longer: each is quick on an idle machine, but tests run side by side.
@@ -461,4 +464,51 @@ fn a_closed_pipe_ends_the_program_quietly() {
     let output = child.wait_with_output().expect("it ends");
     assert!(output.status.code().is_some(), "ended by a signal");
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn artifacts_whose_hash_fits_but_whose_plan_is_nonsense() {
+    let bench = Bench::new("dense");
+    let artifact = bench.path("model.nuc");
+    let weights = text(&bench.case.folder);
+    let made = call(&["compile", text(&nucleus_image()), "--weights", weights, "-o", text(&artifact)]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let (compiled, _) = Artifact::open(&artifact).expect("it was just written").into_parts();
+    type Change = fn(&mut Compiled);
+    let changes: &[(Change, &str)] = &[
+        (|compiled| compiled.plans[0].launches[0].operands[0] = BufferId(1 << 30), "there is no buffer"),
+        (|compiled| compiled.plans[0].launches[0].kernel = KernelId(u32::MAX), "there is no kernel"),
+        (|compiled| compiled.plans[0].launches.clear(), "never written"),
+        (
+            |compiled| compiled.plans[0].buffers.iter_mut().for_each(|buffer| buffer.shape.clear()),
+            "buffer b0",
+        ),
+        (|compiled| compiled.plans[0].kernels[0].size_args = u32::MAX, "size arguments"),
+        (|compiled| compiled.plans[0].weights.clear(), "stands for nothing"),
+        (
+            |compiled| {
+                for buffer in &mut compiled.plans[0].buffers {
+                    if let Place::Arena { offset, .. } = &mut buffer.place {
+                        *offset = Some(Dim::constant(0));
+                    }
+                }
+            },
+            "while both are in use",
+        ),
+        (|compiled| compiled.text.main.1 = "fn".to_owned(), "expected"),
+    ];
+    let out = bench.path("out.safetensors");
+    for (number, (change, want)) in changes.iter().enumerate() {
+        let mut compiled = compiled.clone();
+        change(&mut compiled);
+        let path = bench.path(&format!("changed{number}.nuc"));
+        write_artifact(&path, &compiled, None, &mut |_, _| {}).expect("written");
+        let mut arguments = bench.run(&bench.case.folder, &bench.inputs(), &out);
+        arguments[1] = text(&path).to_owned();
+        arguments.extend(["--entry".to_owned(), compiled.plans[0].entry.clone()]);
+        let message = fails(&arguments);
+        let named = message.contains("changed") && message.contains(&format!("changed{number}.nuc"));
+        assert!(named && message.contains(want), "change {number}, {want}: {message}");
+        assert!(!out.exists(), "change {number} leaves no output");
+    }
 }

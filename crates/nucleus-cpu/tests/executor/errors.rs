@@ -56,6 +56,84 @@ fn sizes_that_leave_a_buffer() {
 }
 
 #[test]
+fn indices_that_the_launch_itself_writes() {
+    let text = "
+    dim N;
+    input x: i32[N] per step;
+    output y: i32[N];
+    buffer b0: i32[N] input 0;
+    buffer b1: i32[N] output 0;
+    kernel k0(read i32, read i32, write i32) sizes 1 map {
+        space s0;
+        function {
+            v0 = load o0[1*o1[i0]];
+            store o2[i0] = v0;
+        }
+    }
+    launch k0(b0, b1, b1) sizes N per step;
+";
+    // The indices are looked at before the launch, which would then change them.
+    let error = bind(text, &[("N", 3)]).unwrap_err().to_string();
+    assert!(error.contains("the indices in operand 1 lie where operand 2 is written"), "{error}");
+    assert!(bind(&text.replace("k0(b0, b1, b1)", "k0(b1, b0, b1)"), &[("N", 3)]).is_ok());
+}
+
+/// A product whose factors are one element each, repeated.
+fn repeated(depth: i64) -> String {
+    format!(
+        "
+    dim N;
+    input x: f32[N] per step;
+    output y: f32[N, 2];
+    buffer b0: f32[N] input 0;
+    buffer b1: f32[N, 2] output 0;
+    kernel k0(read f32, write f32) sizes 1 matmul f32 {{
+        batch;
+        rows s0;
+        columns 2; segments 1; depth {depth};
+        a {{ v0 = load o0[0]; return v0; }}
+        b {{ v0 = load o0[0]; return v0; }}
+        epilogue {{ v0 = accumulator 0; store o1[2*i0 + i1] = v0; }}
+    }}
+    launch k0(b0, b1) sizes N per step;
+"
+    )
+}
+
+#[test]
+fn more_memory_than_there_may_be() {
+    // Small buffers, but a factor that would take 128 GB once packed.
+    let dims = [("N", 3)];
+    let limit = Options { threads: 2, memory_limit: 1 << 20, ..Options::default() };
+    let outcome = |depth: i64| {
+        let text = repeated(depth);
+        let shallow = repeated(1);
+        let case = Case { text: &shallow, dims: &dims, ..DEFAULT };
+        let given = expected(&case, &plan(&shallow), &bindings(&dims));
+        run(&mut CpuProgram::compile(plan(&text), limit).unwrap(), &bindings(&dims), &given, false)
+    };
+    assert!(outcome(100).is_ok());
+    let error = outcome(1 << 30).unwrap_err();
+    assert!(matches!(error, ExecuteError::Memory { launch: 0, .. }), "{error}");
+    // Beyond that the sizes themselves are refused, long before they overflow.
+    for depth in [1 << 48, i64::MAX] {
+        let error = bind(&repeated(depth), &dims).unwrap_err();
+        assert!(matches!(error, BindError::Bounds { .. }), "{error}");
+    }
+}
+
+#[test]
+fn arenas_inputs_and_outputs_together_within_the_limit() {
+    let program = |memory_limit| {
+        CpuProgram::compile(plan(GATHER), Options { threads: 1, memory_limit, ..Options::default() }).unwrap()
+    };
+    // x has 80 bytes, the index 36 and y 144.
+    let dims = bindings(&[("N", 9), ("S", 5)]);
+    assert!(program(260).bind(&dims).is_ok());
+    assert!(matches!(program(259).bind(&dims), Err(BindError::Memory { needed: 260, limit: 259, .. })));
+}
+
+#[test]
 fn dims_without_a_value_or_absurd_ones() {
     assert!(matches!(bind(GATHER, &[("N", 3)]), Err(BindError::Dim { name, .. }) if name == "S"));
     assert!(matches!(bind(GATHER, &[("N", 0), ("S", 1)]), Err(BindError::Dim { name, .. }) if name == "N"));
