@@ -29,7 +29,6 @@ fn check_f32(backend: &str, run: impl Fn(&Case) -> Vec<f32>) {
     let mut failures = Vec::new();
     for case in Case::all().into_iter().filter(|case| case.dtype == DType::F32) {
         let error = relative_error(&run(&case), &case.expected("sample"));
-        println!("{backend} {:28} {error:.2e}", case.name);
         if error > F32_TOLERANCE {
             failures.push(format!("{}: {error:.2e}", case.name));
         }
@@ -57,7 +56,6 @@ fn cpu_in_bf16_is_as_close_to_the_truth_as_diffusers() {
         let truth = case.expected("sample");
         let ours = rms_error(&run_cpu(&case, 2), &truth);
         let theirs = rms_error(&case.expected("sample_bf16"), &truth);
-        println!("cpu {:28} {ours:.3e} / {theirs:.3e} = {:.3}", case.name, ours / theirs);
         if ours > BF16_RATIO * theirs {
             failures.push(format!("{}: {:.3}", case.name, ours / theirs));
         }

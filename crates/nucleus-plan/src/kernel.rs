@@ -325,7 +325,9 @@ impl Anchor {
                     "a" => [c.batch.as_slice(), &c.rows, &[c.depth]].concat(),
                     "b" => {
                         let columns = match c.columns {
-                            Size::Const(columns) => Size::Const(columns.saturating_mul(i64::from(c.segments))),
+                            Size::Const(columns) => {
+                                Size::Const(columns.saturating_mul(i64::from(c.segments)))
+                            }
                             argument => argument,
                         };
                         [c.batch.as_slice(), &[c.depth, columns]].concat()

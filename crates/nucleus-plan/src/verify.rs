@@ -1,5 +1,7 @@
 //! The plan verifier.
 //!
+//! Limits: numbers of buffers, launches, steps and so on that keep the other checks quick. Nothing else is looked at beyond them.
+//!
 //! Invariants of kernels:
 //! - operand numbers and size arguments are in range;
 //! - an access has as many strides as its function has axes; an index is an `i32` operand, loaded directly;
@@ -41,10 +43,22 @@ pub struct PlanError {
 
 /// The most errors that are reported.
 const MAX_ERRORS: usize = 50;
+/// The most buffers, kernels, launches and so on of a plan: checking them takes time that grows faster than their number.
+const MAX_ITEMS: usize = 1 << 17;
+/// The most steps of a scalar function.
+const MAX_STEPS: usize = 1 << 16;
+/// The most phases of a row reduction, and key segments of an attention.
+const MAX_PARTS: usize = 1 << 12;
+/// The most axes of an iteration space.
+const MAX_AXES: usize = 64;
 
 /// Checks every invariant; see the [module documentation](self). All violations are reported, up to a limit.
 pub fn verify_plan(plan: &Plan) -> Result<(), Vec<PlanError>> {
     let mut verifier = Verifier { plan, errors: Vec::new() };
+    verifier.limits();
+    if !verifier.errors.is_empty() {
+        return Err(verifier.errors);
+    }
     for (id, kernel) in plan.kernels.iter().enumerate() {
         KernelCheck { kernel, place: format!("kernel k{id}"), verifier: &mut verifier }.check();
     }
@@ -97,6 +111,45 @@ impl Verifier<'_> {
     fn report(&mut self, place: &str, what: String) {
         if self.errors.len() < MAX_ERRORS {
             self.errors.push(PlanError { place: place.to_owned(), what });
+        }
+    }
+
+    /// Numbers that would make the other checks take long.
+    fn limits(&mut self) {
+        let plan = self.plan;
+        let counts = [
+            ("dims", plan.dims.len()),
+            ("constraints", plan.constraints.len()),
+            ("inputs", plan.inputs.len()),
+            ("outputs", plan.outputs.len()),
+            ("weights", plan.weights.len()),
+            ("buffers", plan.buffers.len()),
+            ("kernels", plan.kernels.len()),
+            ("launches", plan.launches.len()),
+        ];
+        for (what, count) in counts.into_iter().filter(|(_, count)| *count > MAX_ITEMS) {
+            self.report("the plan", format!("has {count} {what}; there may be {MAX_ITEMS}"));
+        }
+        for (id, kernel) in plan.kernels.iter().enumerate() {
+            let place = format!("kernel k{id}");
+            let parts = match &kernel.anchor {
+                Anchor::RowReduction(reduction) => reduction.phases.len(),
+                Anchor::Attention(attention) => attention.segments.len(),
+                _ => 0,
+            };
+            let functions = if parts > MAX_PARTS { Vec::new() } else { kernel.anchor.functions() };
+            if parts > MAX_PARTS {
+                self.report(&place, format!("has {parts} phases or segments; there may be {MAX_PARTS}"));
+            }
+            for (name, axes, function) in functions {
+                if axes > MAX_AXES || function.steps.len() > MAX_STEPS {
+                    let what = format!(
+                        "{name} has {axes} axes and {} steps; there may be {MAX_AXES} and {MAX_STEPS}",
+                        function.steps.len()
+                    );
+                    self.report(&place, what);
+                }
+            }
         }
     }
 

@@ -7,6 +7,8 @@
 //! Arguments: a diffusers folder, rows and columns of the packed latent grid, and the number of steps (4 if not given). Text embeddings and noise
 //! are made up here; a service gets them from a text encoder and a random generator.
 
+#![expect(clippy::print_stdout, reason = "an example shows what it does")]
+
 use std::error::Error;
 use std::path::Path;
 

@@ -75,6 +75,20 @@ fn the_sample_is_valid() {
 }
 
 #[test]
+fn numbers_beyond_the_limits() {
+    broken(|plan| plan.dims = vec![Symbol::new("B"); 200_000], "200000 dims");
+    broken(|plan| function(plan).steps = vec![Step::Accumulator(0); 1 << 17], "131072 steps");
+    broken(
+        |plan| {
+            if let Anchor::Map(map) = &mut plan.kernels[1].anchor {
+                map.space = vec![Size::Const(1); 65];
+            }
+        },
+        "65 axes",
+    );
+}
+
+#[test]
 fn references_out_of_range() {
     broken(|plan| function(plan).steps[0] = Step::Load(access(5)), "there is no operand 5");
     broken(|plan| plan.kernels[0].size_args = 0, "there is no size argument 0");
