@@ -1,8 +1,8 @@
 //! Both backends give diffusers' answers on every fixture.
 
-use nucleus_ir::DType;
+use nucleus_ir::{DType, Rate};
 use nucleus_runtime::reference::run_reference;
-use nucleus_runtime::{Session, SessionOptions};
+use nucleus_runtime::{HostTensor, Session, SessionOptions, TensorMap};
 use nucleus_tests::parity::{Case, relative_error, rms_error};
 
 /// In f32 arithmetic: largest error over largest value.
@@ -73,4 +73,41 @@ fn results_do_not_depend_on_the_number_of_threads() {
             assert!(same, "{}: {threads} threads give other bits than one", case.name);
         }
     }
+}
+
+#[test]
+fn prepared_prompts_give_the_bits_of_whole_runs() {
+    let case = Case::named("mask_batch_2");
+    let plan = case.model().compile("velocity", case.dtype, &mut ()).expect("the definition compiles");
+    let mut session =
+        Session::new(plan.clone(), case.checkpoint(), &SessionOptions::default()).expect("the weights fit");
+    let whole = session.run(&case.inputs(), &case.dims).expect("the inputs fit");
+
+    let (mut prompt_inputs, mut step_inputs) = (TensorMap::new(), TensorMap::new());
+    for (name, tensor) in case.inputs().iter() {
+        let spec = session.signature().inputs.iter().find(|spec| spec.name == *name).expect("an input");
+        let map = if spec.rate == Rate::Step { &mut step_inputs } else { &mut prompt_inputs };
+        map.insert(name.clone(), tensor.clone());
+    }
+    // A second prompt at other sizes shares the session: guidance with a shorter negative prompt.
+    let mut other_inputs = TensorMap::new();
+    let text = prompt_inputs.get("encoder_hidden_states").expect("text");
+    let shape = [text.shape()[0], 1, text.shape()[2]];
+    let zeros = HostTensor::zeros(text.dtype(), &shape).expect("small");
+    other_inputs.insert("encoder_hidden_states", zeros);
+
+    let prompt = session.prepare(&prompt_inputs, &case.dims).expect("the prompt fits");
+    let other = session.prepare(&other_inputs, &case.dims).expect("the prompt fits");
+    for _ in 0..2 {
+        let stepped = session.step(&prompt, &step_inputs).expect("the step fits");
+        assert_eq!(stepped, whole);
+        assert_ne!(session.step(&other, &step_inputs).expect("the step fits"), whole);
+    }
+
+    let mut stranger =
+        Session::new(plan, case.checkpoint(), &SessionOptions::default()).expect("the weights fit");
+    let error = stranger.step(&prompt, &step_inputs).expect_err("another session's prompt");
+    assert_eq!(error.to_string(), "the prompt was prepared by another session; prepare it with this one");
+    let error = session.step(&prompt, &prompt_inputs).expect_err("no step inputs");
+    assert!(error.to_string().starts_with("input `hidden_states`"), "{error}");
 }

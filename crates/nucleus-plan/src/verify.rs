@@ -16,6 +16,7 @@
 //! - a launch binds a buffer of the right dtype to every operand and gives every size argument;
 //! - buffers agree with the inputs, outputs and weights they stand for; every output has exactly one buffer;
 //! - stages do not decrease; a stage reads no input that may change after it;
+//! - outputs are written per step;
 //! - what is read was written by an earlier launch, and is not written afterwards; weights and inputs are never written;
 //! - at sample sizes, direct accesses stay inside their buffers;
 //! - once allocated: every arena buffer has an offset, a multiple of 64 and inside its arena; buffers that live at the same time do not
@@ -263,6 +264,9 @@ impl Verifier<'_> {
                     && !matches!(buffer.place, Place::State(_))
                 {
                     self.report(&place, format!("b{index} is written after it was read"));
+                }
+                if matches!(buffer.place, Place::Output(_)) && launch.stage != Rate::Step {
+                    self.report(&place, format!("b{index} is an output and written {}", launch.stage));
                 }
                 written[index] = true;
             }

@@ -104,33 +104,75 @@ fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
 }
 
 impl Signature {
+    /// The inputs that change less often than `rate`, over the same sizes.
+    pub fn slower_than(&self, rate: Rate) -> Signature {
+        let inputs = self.inputs.iter().filter(|spec| spec.rate < rate).cloned().collect();
+        Signature { inputs, dims: self.dims.clone() }
+    }
+
+    /// Checks the inputs of one rate against sizes that are known; inputs of other rates are not looked at.
+    ///
+    /// # Errors
+    /// A missing or unknown input, another element type, a shape that does not fit the sizes.
+    pub fn check(&self, inputs: &TensorMap, rate: Rate, sizes: &Bindings) -> Result<(), InputError> {
+        for spec in self.inputs.iter().filter(|spec| spec.rate == rate) {
+            let Some(tensor) = self.given(spec, inputs)? else { continue };
+            let wanted = evaluated_shape(&spec.ty, sizes)?;
+            if wanted != tensor.shape() {
+                return Err(InputError::Size(SizeError::Shape {
+                    input: spec.name.clone(),
+                    given: tensor.shape().iter().take(16).copied().collect(),
+                    wanted: nucleus_ir::types::ShapeDisplay(&spec.ty.shape).to_string(),
+                    evaluated: Some(wanted.iter().map(|size| *size as i64).collect()),
+                }));
+            }
+        }
+        self.refuse_unknown(inputs)
+    }
+
+    fn refuse_unknown(&self, inputs: &TensorMap) -> Result<(), InputError> {
+        match inputs.names().find(|name| self.inputs.iter().all(|spec| spec.name != *name)) {
+            Some(name) => {
+                let known = listed(self.inputs.iter().map(|spec| spec.name.as_str()));
+                Err(InputError::Unknown { name: name.to_owned(), known })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The tensor given for an input, if it may be left out `None`.
+    fn given<'a>(
+        &self,
+        spec: &InputSpec,
+        inputs: &'a TensorMap,
+    ) -> Result<Option<&'a HostTensor>, InputError> {
+        match inputs.get(&spec.name) {
+            Some(tensor) => {
+                let (given, wanted) = (tensor.dtype(), spec.ty.dtype);
+                if given != wanted && !(given.is_float() && wanted.is_float()) {
+                    return Err(InputError::DType { name: spec.name.clone(), given, wanted });
+                }
+                Ok(Some(tensor))
+            }
+            None if spec.default.is_none() => Err(InputError::Missing {
+                name: spec.name.clone(),
+                ty: spec.ty.clone(),
+                given: listed(inputs.names()),
+            }),
+            None => Ok(None),
+        }
+    }
+
     /// Checks names and element types and binds the sizes. Floats of another width are accepted and converted by [`Signature::convert`].
     ///
     /// # Errors
     /// Missing or unknown inputs, other element types, sizes that do not fit.
     pub fn bind(&self, inputs: &TensorMap, given: &[(String, i64)]) -> Result<Bindings, InputError> {
-        if let Some(name) = inputs.names().find(|name| self.inputs.iter().all(|spec| spec.name != *name)) {
-            let known = listed(self.inputs.iter().map(|spec| spec.name.as_str()));
-            return Err(InputError::Unknown { name: name.to_owned(), known });
-        }
+        self.refuse_unknown(inputs)?;
         let mut shapes: Vec<(&str, &TensorType, &[usize])> = Vec::new();
         for spec in &self.inputs {
-            match inputs.get(&spec.name) {
-                Some(tensor) => {
-                    let (given, wanted) = (tensor.dtype(), spec.ty.dtype);
-                    if given != wanted && !(given.is_float() && wanted.is_float()) {
-                        return Err(InputError::DType { name: spec.name.clone(), given, wanted });
-                    }
-                    shapes.push((&spec.name, &spec.ty, tensor.shape()));
-                }
-                None if spec.default.is_none() => {
-                    return Err(InputError::Missing {
-                        name: spec.name.clone(),
-                        ty: spec.ty.clone(),
-                        given: listed(inputs.names()),
-                    });
-                }
-                None => {}
+            if let Some(tensor) = self.given(spec, inputs)? {
+                shapes.push((&spec.name, &spec.ty, tensor.shape()));
             }
         }
         Ok(bind_sizes(&self.dims, given, &shapes)?)

@@ -19,7 +19,7 @@ pub use artifact::{Artifact, ArtifactError, Compiled};
 pub use checkpoint::{Checkpoint, CheckpointError, Expected, Extras, WeightView, write_checkpoint};
 pub use inputs::{InputError, InputSpec, Signature};
 pub use model::{Model, ModelError, ModelText};
-pub use session::{MemoryUse, Session, SessionError, SessionOptions};
+pub use session::{MemoryUse, Prompt, Session, SessionError, SessionOptions};
 pub use sizes::SizeError;
 pub use tensor::{HostTensor, TensorError};
 pub use tensor_map::{TensorFileError, TensorMap};

@@ -1,5 +1,7 @@
 //! Sessions: a plan with its weights, ready to run again and again.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use nucleus_cpu::buffer::{AlignedBuffer, OutOfMemory};
 use nucleus_cpu::{
     BindError, BoundPlan, BufferPointer, BufferTable, CompileError, CpuProgram, ExecuteError, Options,
@@ -13,7 +15,6 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Expected, Extras, WeightVie
 use crate::convert::{self, ConvertError};
 use crate::inputs::{InputError, Signature, evaluated_shape};
 use crate::machine::physical_memory;
-use crate::sizes::SizeError;
 use crate::tensor::{HostTensor, TensorError};
 use crate::tensor_map::TensorMap;
 
@@ -69,10 +70,16 @@ pub enum SessionError {
         /// How much was missing.
         source: OutOfMemory,
     },
+    /// A prompt that another session prepared.
+    #[error("the prompt was prepared by another session; prepare it with this one")]
+    OtherSession,
     /// A launch failed.
     #[error(transparent)]
     Execute(#[from] ExecuteError),
 }
+
+/// The id of the next session.
+static NEXT_SESSION: AtomicU64 = AtomicU64::new(0);
 
 /// What the memory of a session is used for, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,16 +102,48 @@ struct PlainWeight {
 ///
 /// Weights are packed when the session is made, and the mapped pages of the checkpoint given back as that goes on, so a session holds
 /// about one copy of them. Arenas are kept from run to run and grow when larger sizes come.
+///
+/// [`Session::run`] computes everything that inputs and sizes decide. Where the prompt stays the same over many steps,
+/// [`Session::prepare`] computes its part once and [`Session::step`] the rest.
 pub struct Session {
+    /// Tells this session's prompts from those of others.
+    id: u64,
     program: CpuProgram,
     signature: Signature,
     checkpoint: Checkpoint,
     plain: Vec<PlainWeight>,
     table: BufferTable,
-    arenas: [AlignedBuffer; 3],
-    bound: Option<(Bindings, BoundPlan)>,
+    model_arena: AlignedBuffer,
+    step_arena: AlignedBuffer,
+    /// The prompt of the last [`Session::run`], whose sizes and memory the next one uses again.
+    last: Option<Prompt>,
     /// The values of stage `model` are in their arena and everything is packed.
     loaded: bool,
+}
+
+/// What depends on a prompt and on sizes alone, computed: text keys and values, rotary tables, masks.
+///
+/// It belongs to the session that prepared it. Several prompts, such as the two of classifier-free guidance, share the weights and the
+/// memory of steps.
+pub struct Prompt {
+    session: u64,
+    bindings: Bindings,
+    bound: BoundPlan,
+    arena: AlignedBuffer,
+    /// By position: the inputs that are not given at every step.
+    inputs: Vec<Option<HostTensor>>,
+}
+
+impl Prompt {
+    /// The sizes it was prepared for.
+    pub fn sizes(&self) -> &Bindings {
+        &self.bindings
+    }
+
+    /// Bytes of its values.
+    pub fn bytes(&self) -> u64 {
+        self.arena.len() as u64
+    }
 }
 
 impl Session {
@@ -142,13 +181,15 @@ impl Session {
         )?;
         let table = BufferTable::new(program.plan());
         let mut session = Session {
+            id: NEXT_SESSION.fetch_add(1, Ordering::Relaxed),
             program,
             signature,
             checkpoint,
             plain: Vec::new(),
             table,
-            arenas: Default::default(),
-            bound: None,
+            model_arena: AlignedBuffer::default(),
+            step_arena: AlignedBuffer::default(),
+            last: None,
             loaded: false,
         };
         session.bind_weights()?;
@@ -181,7 +222,8 @@ impl Session {
         MemoryUse {
             packed: self.program.packed_bytes() as u64,
             plain: self.plain.iter().map(|weight| weight.tensor.bytes().len() as u64).sum(),
-            arenas: self.arenas.iter().map(|arena| arena.len() as u64).sum(),
+            arenas: (self.model_arena.len() + self.step_arena.len()) as u64
+                + self.last.as_ref().map_or(0, Prompt::bytes),
         }
     }
 
@@ -204,31 +246,70 @@ impl Session {
         mut profile: Option<&mut Profile>,
     ) -> Result<TensorMap, SessionError> {
         let bindings = self.signature.bind(inputs, dims)?;
-        self.bind(&bindings)?;
+        let again = self.last.take();
+        let prompt = self.prepare_at(inputs, bindings, again, profile.as_deref_mut())?;
+        let outputs = self.step_profiled(&prompt, inputs, profile);
+        self.last = Some(prompt);
+        outputs
+    }
+
+    /// Computes what depends on the prompt and on sizes alone. `inputs` holds the inputs that are not `per step`; `dims` gives the sizes
+    /// that their shapes do not decide.
+    ///
+    /// # Errors
+    /// As for [`Session::run`].
+    pub fn prepare(&mut self, inputs: &TensorMap, dims: &[(String, i64)]) -> Result<Prompt, SessionError> {
+        let bindings = self.signature.slower_than(Rate::Step).bind(inputs, dims)?;
+        self.prepare_at(inputs, bindings, None, None)
+    }
+
+    /// Runs the rest of the entry for a prepared prompt. `inputs` holds the inputs that are `per step`; others are ignored.
+    ///
+    /// # Errors
+    /// The prompt is another session's, inputs do not fit its sizes, or there is not enough memory.
+    pub fn step(&mut self, prompt: &Prompt, inputs: &TensorMap) -> Result<TensorMap, SessionError> {
+        self.step_profiled(prompt, inputs, None)
+    }
+
+    /// [`Session::step`], adding the wall time of every launch to `profile`.
+    ///
+    /// # Errors
+    /// As for [`Session::step`].
+    pub fn step_profiled(
+        &mut self,
+        prompt: &Prompt,
+        inputs: &TensorMap,
+        profile: Option<&mut Profile>,
+    ) -> Result<TensorMap, SessionError> {
+        if prompt.session != self.id {
+            return Err(SessionError::OtherSession);
+        }
+        self.signature.check(inputs, Rate::Step, &prompt.bindings)?;
         let mut tensors = Vec::with_capacity(self.signature.inputs.len());
         for spec in &self.signature.inputs {
-            tensors.push(Signature::convert(spec, inputs, &bindings)?);
+            let given = spec.rate == Rate::Step;
+            tensors.push(given.then(|| Signature::convert(spec, inputs, &prompt.bindings)).transpose()?);
         }
         let mut outputs = Vec::with_capacity(self.plan().outputs.len());
         for output in &self.program.plan().outputs {
-            let shape = evaluated_shape(&output.ty, &bindings).map_err(InputError::from)?;
+            let shape = evaluated_shape(&output.ty, &prompt.bindings).map_err(InputError::from)?;
             outputs.push(HostTensor::zeros(output.ty.dtype, &shape)?);
         }
-        self.point_at(&mut tensors, &mut outputs);
-        let Some((_, bound)) = self.bound.take() else {
-            return Err(InputError::from(SizeError::from(nucleus_ir::DimError::Overflow)).into());
-        };
-        let mut outcome = if self.loaded { Ok(()) } else { self.load(&bound, &mut |_, _| {}) };
-        for stage in [Rate::Prompt, Rate::Step] {
-            outcome = outcome.and_then(|()| {
-                // SAFETY: the table points at the weights, arenas, inputs and outputs that this session and this call own; nothing else
-                // uses them until the call returns. Inputs are only read. Plans come from the compiler or are verified when an artifact
-                // is opened.
-                let ran = unsafe { self.program.execute(&bound, stage, &self.table, profile.as_deref_mut()) };
-                Ok(ran?)
-            });
+        self.place(Rate::Step, &prompt.bound, None)?;
+        self.place(Rate::Prompt, &prompt.bound, Some(&prompt.arena))?;
+        for (position, kept) in prompt.inputs.iter().enumerate() {
+            let tensor = kept.as_ref().or(tensors[position].as_ref());
+            self.point_at(&Place::Input(position as u32), tensor.map(read_only));
         }
-        self.bound = Some((bindings, bound));
+        for (position, tensor) in outputs.iter_mut().enumerate() {
+            let (dtype, bytes) = (tensor.dtype(), tensor.bytes_mut());
+            let pointer = BufferPointer { data: bytes.as_mut_ptr(), bytes: bytes.len(), dtype };
+            self.point_at(&Place::Output(position as u32), Some(pointer));
+        }
+        // SAFETY: the table points at the weights and arenas of this session, at the prompt's values and inputs, which are only read, and
+        // at the inputs and outputs of this call; nothing else uses what is written until the call returns. Plans come from the compiler
+        // or are verified when an artifact is opened.
+        let outcome = unsafe { self.program.execute(&prompt.bound, Rate::Step, &self.table, profile) };
         self.forget_call();
         outcome?;
         let names = self.plan().outputs.iter().map(|output| output.name.clone());
@@ -239,30 +320,57 @@ impl Session {
         Ok(map)
     }
 
-    /// Evaluates the plan's sizes unless the last run had the same, and gives the arenas memory.
-    fn bind(&mut self, bindings: &Bindings) -> Result<(), SessionError> {
-        if self.bound.as_ref().is_some_and(|(known, _)| known == bindings) {
-            return Ok(());
+    /// Runs the stage `prompt` at sizes that fit the inputs, in the memory of an earlier prompt if there is one.
+    fn prepare_at(
+        &mut self,
+        inputs: &TensorMap,
+        bindings: Bindings,
+        again: Option<Prompt>,
+        profile: Option<&mut Profile>,
+    ) -> Result<Prompt, SessionError> {
+        let (bound, mut arena) = match again {
+            Some(prompt) if prompt.bindings == bindings => (prompt.bound, prompt.arena),
+            Some(prompt) => (self.program.bind(&bindings)?, prompt.arena),
+            None => (self.program.bind(&bindings)?, AlignedBuffer::default()),
+        };
+        if !self.loaded {
+            self.load(&bound, &mut |_, _| {})?;
         }
-        let bound = self.program.bind(bindings)?;
-        self.place_arenas(&bound)?;
-        self.bound = Some((bindings.clone(), bound));
-        Ok(())
+        reserve(&mut arena, Rate::Prompt, &bound)?;
+        let mut kept = Vec::with_capacity(self.signature.inputs.len());
+        for spec in &self.signature.inputs {
+            let slower = spec.rate < Rate::Step;
+            kept.push(slower.then(|| Signature::convert(spec, inputs, &bindings)).transpose()?);
+        }
+        self.place(Rate::Step, &bound, None)?;
+        self.place(Rate::Prompt, &bound, Some(&arena))?;
+        for (position, tensor) in kept.iter().enumerate() {
+            self.point_at(&Place::Input(position as u32), tensor.as_ref().map(read_only));
+        }
+        // SAFETY: as in `step_profiled`; this stage writes the arenas of prompt and steps and, where an output does not depend on a step,
+        // nothing: outputs are written per step.
+        let outcome = unsafe { self.program.execute(&bound, Rate::Prompt, &self.table, profile) };
+        self.forget_call();
+        outcome?;
+        Ok(Prompt { session: self.id, bindings, bound, arena, inputs: kept })
     }
 
-    fn place_arenas(&mut self, bound: &BoundPlan) -> Result<(), SessionError> {
-        for rate in Rate::ALL {
-            let arena = &mut self.arenas[rate as usize];
-            let needed = bound.arena_bytes(rate);
-            if arena.len() < needed {
-                // The values of stage `model` are computed again where their arena moves; its size never changes once it is loaded.
-                self.loaded &= rate != Rate::Model;
-                let full = |source| SessionError::Arena { rate: rate.name(), source };
-                arena.try_reserve(needed).map_err(full)?;
+    /// Gives the buffers of an arena their places: in `memory`, or in the session's own arena of that rate, grown if need be.
+    fn place(
+        &mut self,
+        rate: Rate,
+        bound: &BoundPlan,
+        memory: Option<&AlignedBuffer>,
+    ) -> Result<(), SessionError> {
+        let own = if rate == Rate::Model { &mut self.model_arena } else { &mut self.step_arena };
+        let memory = match memory {
+            Some(memory) => memory,
+            None => {
+                reserve(own, rate, bound)?;
+                own
             }
-            bound.place_arena(self.program.plan(), rate, arena.as_ptr(), arena.len(), &mut self.table)?;
-        }
-        Ok(())
+        };
+        Ok(bound.place_arena(self.program.plan(), rate, memory.as_ptr(), memory.len(), &mut self.table)?)
     }
 
     /// Runs the stage `model`, packs right factors and gives the checkpoint's pages back.
@@ -271,7 +379,8 @@ impl Session {
         bound: &BoundPlan,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<(), SessionError> {
-        self.place_arenas(bound)?;
+        self.place(Rate::Step, bound, None)?;
+        self.place(Rate::Model, bound, None)?;
         let uses = self.program.weight_uses();
         let total = uses.iter().filter(|weight| weight.packed).count();
         let mut done = 0;
@@ -281,7 +390,7 @@ impl Session {
             done += 1;
             progress(done, total);
         };
-        // SAFETY: as in `run_profiled`; weights that are packed point into the mapped checkpoint, which this session owns, or at a
+        // SAFETY: as in `step_profiled`; weights that are packed point into the mapped checkpoint, which this session owns, or at a
         // converted copy, and are only read.
         unsafe {
             self.program.execute(bound, Rate::Model, &self.table, None)?;
@@ -321,19 +430,14 @@ impl Session {
         Ok(())
     }
 
-    /// Points the table at the inputs and outputs of one call.
-    fn point_at(&mut self, inputs: &mut [HostTensor], outputs: &mut [HostTensor]) {
+    /// Points the table at the memory of the buffers that lie at `place`.
+    fn point_at(&mut self, place: &Place, pointer: Option<BufferPointer>) {
         for (position, buffer) in self.program.plan().buffers.iter().enumerate() {
-            let tensor = match buffer.place {
-                Place::Input(index) => inputs.get_mut(index as usize),
-                Place::Output(index) => outputs.get_mut(index as usize),
-                _ => None,
-            };
-            if let Some(tensor) = tensor {
-                let dtype = tensor.dtype();
-                let bytes = tensor.bytes_mut();
-                let pointer = BufferPointer { data: bytes.as_mut_ptr(), bytes: bytes.len(), dtype };
-                self.table.set(BufferId(position as u32), pointer);
+            if buffer.place == *place {
+                match pointer {
+                    Some(pointer) => self.table.set(BufferId(position as u32), pointer),
+                    None => self.table.clear(BufferId(position as u32)),
+                }
             }
         }
     }
@@ -346,6 +450,18 @@ impl Session {
             }
         }
     }
+}
+
+/// Grows an arena to what sizes need. Where it has to grow, its contents are lost.
+fn reserve(arena: &mut AlignedBuffer, rate: Rate, bound: &BoundPlan) -> Result<(), SessionError> {
+    let full = |source| SessionError::Arena { rate: rate.name(), source };
+    arena.try_reserve(bound.arena_bytes(rate)).map_err(full)
+}
+
+/// The memory of a tensor that launches only read.
+fn read_only(tensor: &HostTensor) -> BufferPointer {
+    let bytes = tensor.bytes();
+    BufferPointer { data: bytes.as_ptr().cast_mut(), bytes: bytes.len(), dtype: tensor.dtype() }
 }
 
 /// What a plan needs of a checkpoint: every weight that the model names, used or not.

@@ -24,7 +24,7 @@ mod space;
 mod state;
 
 use nucleus_ir::graph::{Graph, Value, ValueDef};
-use nucleus_ir::{DType, Dim, Op};
+use nucleus_ir::{DType, Dim, Op, Rate};
 use nucleus_plan::{Buffer, BufferId, Place, Plan, PlanInput, PlanOutput};
 
 use crate::error::PassError;
@@ -130,7 +130,7 @@ fn copy_outputs(lowering: &mut Lowering<'_>, missing: &mut Vec<Value>) -> Result
             strides: row_major(&ty.shape)?,
             dense: true,
         };
-        let group = Group::new(Kind::Map, Space::direct(&ty.shape), state.rate(output.value), &[]);
+        let group = Group::new(Kind::Map, Space::direct(&ty.shape), Rate::Step, &[]);
         match lowering.copy(&group, output.value, &target) {
             Ok(()) => {}
             Err(Stop::Store(value)) => missing.push(value),

@@ -46,7 +46,8 @@ impl State {
                 .graph
                 .defining_node(value)
                 .is_some_and(|(node, _)| !state.graph.node(node).op.is_view());
-            if computed && state.output[value.index()].is_none() {
+            // Outputs are written per step: a slower value stays in its arena, for every step to copy.
+            if computed && state.output[value.index()].is_none() && state.rate(value) == Rate::Step {
                 state.output[value.index()] = Some(position);
             }
         }
