@@ -171,7 +171,7 @@ impl Lowering<'_> {
         emitter.store_at(step, target, &map, value)?;
         let function = emitter.function;
         let anchor = Anchor::Map(MapAnchor { space, function });
-        self.launch(anchor, arguments, Dim::constant(0), self.state.rate(value), value)
+        self.launch(anchor, arguments, Dim::constant(0), group.rate, value)
     }
 
     fn rows(&mut self, group: &Group) -> Result<(), Stop> {
