@@ -58,7 +58,8 @@ Examples:
     Run(RunArguments),
     /// Time an entry of a model
     #[command(
-        after_help = "Without --inputs, random inputs of the given sizes are used. The time is that of a whole run: all stages but the loading.
+        after_help = "Without --inputs, random inputs of the given sizes are used. Times are medians: of whole runs (all stages but the
+loading) and of steps for which the prompt is prepared.
 
 Examples:
   nucleusc bench ir-specs/nucleus_image.ir --weights slice --dim B=1 --dim H=32 --dim W=32 --dim T=64
@@ -222,9 +223,12 @@ pub struct BenchArguments {
     /// Timed runs after one that warms up
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub repeat: usize,
-    /// Print the time of every kind of kernel
+    /// Print the time of every kind of kernel, measured and predicted
     #[arg(long)]
     pub profile: bool,
+    /// Write the launches of one run in Chrome's trace format, for Perfetto
+    #[arg(long, value_name = "out.json")]
+    pub trace: Option<PathBuf>,
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,

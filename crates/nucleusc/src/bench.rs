@@ -1,4 +1,7 @@
-//! `nucleusc bench`: the time of an entry, whole runs one after the other.
+//! `nucleusc bench`: the time of an entry, whole runs one after the other, and of steps with a prepared prompt.
+
+mod inputs;
+mod profile;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -6,13 +9,22 @@ use std::time::Instant;
 
 use anyhow::Context;
 use nucleus_cpu::Profile;
-use nucleus_ir::{Bindings, DType, Rate};
-use nucleus_runtime::inputs::evaluated_shape;
-use nucleus_runtime::{HostTensor, InputSpec, Session, Signature, TensorMap};
+use nucleus_ir::{Bindings, Rate};
+use nucleus_runtime::{Session, TensorMap};
 use serde_json::json;
 
 use crate::arguments::BenchArguments;
 use crate::{report, run, source};
+
+/// Times and what they are measured against.
+struct Timings {
+    /// Seconds of whole runs.
+    runs: Vec<f64>,
+    /// Seconds of steps with the prompt prepared.
+    steps: Vec<f64>,
+    /// FLOP/s of multiply-adds in registers on the same threads, measured between the runs.
+    limits: Vec<f64>,
+}
 
 /// Runs the command.
 pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
@@ -22,37 +34,44 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     let start = Instant::now();
     let mut session = run::session(source, &arguments.session)?;
     let load = start.elapsed();
+    let dims = &arguments.session.dims;
     let inputs = match &arguments.inputs {
         Some(path) => TensorMap::read(path)?,
-        None => random_inputs(session.signature(), &arguments.session.dims)?,
+        None => inputs::random_inputs(session.signature(), dims)?,
     };
-    let bindings = session.signature().bind(&inputs, &arguments.session.dims)?;
-    session.run(&inputs, &arguments.session.dims)?;
-    let mut profile = arguments.profile.then(Profile::default);
-    let mut runs = Vec::new();
-    for _ in 0..arguments.repeat {
-        let start = Instant::now();
-        session.run_profiled(&inputs, &arguments.session.dims, profile.as_mut())?;
-        runs.push(start.elapsed().as_secs_f64());
+    let bindings = session.signature().bind(&inputs, dims)?;
+    let mut profile = Profile::default();
+    let timings = time(&mut session, &inputs, dims, arguments.repeat, &mut profile)?;
+    if let Some(path) = &arguments.trace {
+        let mut traced = Profile::default();
+        session.run_profiled(&inputs, dims, Some(&mut traced))?;
+        profile::write_trace(path, session.plan(), &traced)?;
     }
-    let median = median(&runs).context("there are no runs")?;
-    let work = flops(&session, &bindings);
+
+    let middle = median(&timings.runs).context("there are no runs")?;
+    let step = median(&timings.steps).context("there are no runs")?;
+    let limit = median(&timings.limits).context("there are no runs")?;
+    let (work, bytes) = work(&session, &bindings);
     let memory = session.memory_use();
-    let kinds = profile.as_ref().map(|profile| profile.by_anchor(session.plan()));
+    let kinds = arguments
+        .profile
+        .then(|| profile::kinds(session.plan(), &profile, timings.runs.len(), &bindings, limit));
     if arguments.json {
         let value = json!({
             "dtype": dtype.name(),
             "threads": session.threads(),
             "dims": bindings.iter().map(|(dim, size)| (dim.to_string(), size)).collect::<BTreeMap<_, _>>(),
             "load_s": load.as_secs_f64(),
-            "runs_s": runs,
-            "median_s": median,
+            "runs_s": timings.runs,
+            "median_s": middle,
+            "step_median_s": step,
             "flops": work,
-            "gflops": work as f64 / median / 1e9,
+            "gflops": work as f64 / middle / 1e9,
+            "limit_gflops": limit / 1e9,
+            "fraction_of_limit": work as f64 / middle / limit,
+            "bytes": bytes,
             "memory": { "packed": memory.packed, "plain": memory.plain, "arenas": memory.arenas },
-            "profile": kinds.as_ref().map(|kinds| kinds.iter().map(|(kind, (seconds, launches))| {
-                json!({ "kernel": kind, "launches": launches, "seconds": seconds / runs.len() as f64 })
-            }).collect::<Vec<_>>()),
+            "profile": kinds.as_ref().map(|kinds| kinds.iter().map(profile::Kind::json).collect::<Vec<_>>()),
         });
         return report::print(&value.to_string());
     }
@@ -65,16 +84,22 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
         session.threads(),
         sizes.join(" ")
     )?;
-    let spread = |best: fn(f64, f64) -> f64| runs.iter().copied().reduce(best).unwrap_or(median);
+    let spread = |best: fn(f64, f64) -> f64| timings.runs.iter().copied().reduce(best).unwrap_or(middle);
     writeln!(
         text,
-        "median {:.4} s of {} runs ({:.4} to {:.4} s), {:.1} GFLOP, {:.1} GFLOP/s",
-        median,
-        runs.len(),
+        "median {middle:.4} s of {} runs ({:.4} to {:.4} s); a step with the prompt prepared {step:.4} s",
+        timings.runs.len(),
         spread(f64::min),
         spread(f64::max),
+    )?;
+    writeln!(
+        text,
+        "{:.1} GFLOP, {:.1} GFLOP/s, {:.0} % of the {:.0} GFLOP/s that multiply-adds in registers reach; at least {:.1} GB/s",
         work as f64 / 1e9,
-        work as f64 / median / 1e9
+        work as f64 / middle / 1e9,
+        100.0 * work as f64 / middle / limit,
+        limit / 1e9,
+        bytes as f64 / middle / 1e9,
     )?;
     writeln!(
         text,
@@ -85,17 +110,40 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
         report::bytes(memory.arenas)
     )?;
     if let Some(kinds) = kinds {
-        let total: f64 = kinds.values().map(|(seconds, _)| seconds).sum();
-        for (kind, (seconds, launches)) in kinds {
-            let per_run = seconds / runs.len() as f64;
-            writeln!(
-                text,
-                "  {kind:16} {launches:6} launches {per_run:9.4} s {:5.1} %",
-                100.0 * seconds / total
-            )?;
-        }
+        text.push_str(&profile::table(&kinds));
     }
     report::print(&text)
+}
+
+fn time(
+    session: &mut Session,
+    inputs: &TensorMap,
+    dims: &[(String, i64)],
+    repeat: usize,
+    profile: &mut Profile,
+) -> anyhow::Result<Timings> {
+    let (mut fixed, mut changing) = (TensorMap::new(), TensorMap::new());
+    for (name, tensor) in inputs.iter() {
+        let per_step =
+            session.signature().inputs.iter().any(|spec| spec.name == *name && spec.rate == Rate::Step);
+        let map = if per_step { &mut changing } else { &mut fixed };
+        map.insert(name.clone(), tensor.clone());
+    }
+    session.run(inputs, dims)?;
+    let bindings = session.signature().bind(inputs, dims)?;
+    let sizes: Vec<(String, i64)> = bindings.iter().map(|(dim, size)| (dim.to_string(), size)).collect();
+    let prompt = session.prepare(&fixed, &sizes)?;
+    let mut timings = Timings { runs: Vec::new(), steps: Vec::new(), limits: Vec::new() };
+    for _ in 0..repeat {
+        timings.limits.push(session.peak_flops());
+        let start = Instant::now();
+        session.run_profiled(inputs, dims, Some(&mut *profile))?;
+        timings.runs.push(start.elapsed().as_secs_f64());
+        let start = Instant::now();
+        session.step(&prompt, &changing)?;
+        timings.steps.push(start.elapsed().as_secs_f64());
+    }
+    Ok(timings)
 }
 
 fn median(values: &[f64]) -> Option<f64> {
@@ -106,42 +154,11 @@ fn median(values: &[f64]) -> Option<f64> {
     Some(if sorted.len().is_multiple_of(2) { (sorted[middle - 1] + upper) / 2.0 } else { upper })
 }
 
-/// Floating-point operations of one run: everything but the stage `model`.
-fn flops(session: &Session, bindings: &Bindings) -> i64 {
+/// Floating-point operations and least bytes of one run: everything but the stage `model`.
+fn work(session: &Session, bindings: &Bindings) -> (i64, i64) {
     let launches = session.plan().launches.iter().filter(|launch| launch.stage != Rate::Model);
-    launches.filter_map(|launch| launch.flops.eval(bindings).ok()).fold(0, i64::saturating_add)
-}
-
-/// Inputs of the given sizes: floats between −1 and 1 that follow from the position, masks all true. Optional inputs are left out.
-fn random_inputs(signature: &Signature, dims: &[(String, i64)]) -> anyhow::Result<TensorMap> {
-    let bindings: Bindings = dims.iter().map(|(name, size)| (name.as_str(), *size)).collect();
-    let mut map = TensorMap::new();
-    for InputSpec { name, ty, .. } in signature.inputs.iter().filter(|spec| spec.default.is_none()) {
-        let shape = evaluated_shape(ty, &bindings)
-            .with_context(|| format!("input `{name}` is random: its sizes must be given, e.g. --dim B=1"))?;
-        let elements: usize = shape
-            .iter()
-            .try_fold(1usize, |product, size| product.checked_mul(*size))
-            .context("an input is too large")?;
-        anyhow::ensure!(elements <= 1 << 32, "input `{name}` would have {elements} elements");
-        let tensor = match ty.dtype {
-            DType::Bool => HostTensor::from_bool(&shape, &vec![true; elements])?,
-            DType::I32 => HostTensor::from_i32(&shape, &vec![0; elements])?,
-            DType::F32 | DType::Bf16 | DType::F16 => {
-                // A multiplicative congruential sequence (Knuth's MMIX constants): the same inputs on every machine.
-                let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-                let values: Vec<f32> = (0..elements)
-                    .map(|_| {
-                        state = state
-                            .wrapping_mul(6_364_136_223_846_793_005)
-                            .wrapping_add(1_442_695_040_888_963_407);
-                        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-                    })
-                    .collect();
-                HostTensor::from_f32(&shape, &values)?
-            }
-        };
-        map.insert(name.clone(), tensor);
-    }
-    Ok(map)
+    launches.fold((0, 0), |(flops, bytes): (i64, i64), launch| {
+        let more = |dim: &nucleus_ir::Dim| dim.eval(bindings).unwrap_or(0);
+        (flops.saturating_add(more(&launch.flops)), bytes.saturating_add(more(&launch.bytes)))
+    })
 }
