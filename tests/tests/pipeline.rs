@@ -109,3 +109,39 @@ fn the_released_model_shares_rotary_tables_and_constants() {
     assert_eq!((count("sin"), count("cos")), (3, 3), "image, text and timestep");
     assert!(count("constant") < 20, "{} constants", count("constant"));
 }
+
+/// What a printed graph elaborates to again.
+fn reread(text: &str) -> Graph {
+    let mut sources = SourceMap::new();
+    let file = sources.add("stage.ir", text);
+    let program = Program::load(&mut sources, file, &|_| None).unwrap();
+    match compile_to(&program, &Config::new(), "velocity", &CompileOptions::default(), &mut (), "elaborate") {
+        Ok(Form::Graph(graph)) => graph,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn every_stage_of_the_released_model_reads_back() {
+    for dtype in [DType::F32, DType::Bf16] {
+        let mut stages = 0;
+        let mut observer =
+            |pass: &'static nucleus_passes::pipeline::Pass, form: &Form, _: std::time::Duration| {
+                stages += 1;
+                let text = form.text();
+                match form {
+                    Form::Graph(graph) => assert!(reread(&text) == *graph, "{} in {dtype}", pass.name),
+                    Form::Plan(plan) => {
+                        let read = nucleus_plan::text::parse_plan(&text).unwrap();
+                        assert!(read == *plan, "{} in {dtype}", pass.name);
+                        let bytes = postcard::to_stdvec(plan).unwrap();
+                        let read: nucleus_plan::Plan = postcard::from_bytes(&bytes).unwrap();
+                        assert!(read == *plan, "{} in {dtype}, serialised", pass.name);
+                    }
+                }
+            };
+        let options = CompileOptions { dtype, verify: true };
+        compile_entry(&model(), &Config::new(), "velocity", &options, &mut observer).unwrap();
+        assert_eq!(stages, PASSES.len());
+    }
+}
