@@ -12,6 +12,12 @@ use crate::error::PassError;
 
 /// The most segments of one contraction, and the most points of a row computed at once.
 const MAX_UNROLLED: i64 = 8;
+/// The most pieces of keys that attention reads one by one.
+const MAX_KEY_SEGMENTS: usize = 8;
+/// How many values downstream of an anchor are looked at before its space is settled.
+const FARTHEST: usize = 64;
+/// The most uses of each.
+const MOST_USES: usize = 256;
 
 impl State {
     /// Forms the groups of all anchors, each with the consumers that it can take over.
@@ -71,13 +77,13 @@ impl State {
     /// the row runs over these groups of elements, so that the concatenation can join.
     fn form_rows(&mut self, node: Node, axis: usize) -> Result<(), PassError> {
         if let Some((concat, count)) = self.neighbours(node, axis) {
-            let owned_before = self.owner.clone();
             self.form_rows_unrolled(node, axis, count)?;
             if self.owner[concat.index()] == Some(self.groups.len() - 1) {
                 return Ok(());
             }
-            self.groups.pop();
-            self.owner = owned_before;
+            for value in self.groups.pop().map(|group| group.owned).unwrap_or_default() {
+                self.owner[value.index()] = None;
+            }
         }
         self.form_rows_unrolled(node, axis, 1)
     }
@@ -126,7 +132,10 @@ impl State {
         let mut pending = vec![data.results[0]];
         let mut seen: HashSet<Value> = HashSet::new();
         while let Some(value) = pending.pop() {
-            if !seen.insert(value) || seen.len() > 64 {
+            if seen.len() >= FARTHEST || self.uses[value.index()].len() > MOST_USES {
+                return None;
+            }
+            if !seen.insert(value) {
                 continue;
             }
             for node in &self.uses[value.index()] {
@@ -164,7 +173,8 @@ impl State {
             if !seen.insert(value) {
                 continue;
             }
-            if self.graph.outputs.iter().any(|output| output.value == value) {
+            let far = seen.len() > FARTHEST || self.uses[value.index()].len() > MOST_USES;
+            if far || self.is_output[value.index()] {
                 return None;
             }
             let shape = &self.graph.ty(value).shape;
@@ -199,7 +209,10 @@ impl State {
     pub(crate) fn key_segments(&self, node: Node) -> Vec<Dim> {
         let data = self.graph.node(node);
         match self.def(data.operands[1]) {
-            Some((_, concat)) if matches!(concat.op, Op::Concat { axis: 1 }) => {
+            Some((_, concat))
+                if matches!(concat.op, Op::Concat { axis: 1 })
+                    && concat.operands.len() <= MAX_KEY_SEGMENTS =>
+            {
                 concat.operands.iter().map(|piece| self.graph.ty(*piece).shape[1].clone()).collect()
             }
             _ => vec![self.graph.ty(data.operands[1]).shape[1].clone()],
@@ -210,8 +223,9 @@ impl State {
     pub(crate) fn read_by_pieces(&self, concat: Value) -> bool {
         let Some((_, data)) = self.def(concat) else { return false };
         if !matches!(data.op, Op::Concat { axis: 1 })
+            || data.operands.len() > MAX_KEY_SEGMENTS
             || self.output[concat.index()].is_some()
-            || self.graph.outputs.iter().any(|output| output.value == concat)
+            || self.is_output[concat.index()]
         {
             return false;
         }

@@ -16,6 +16,8 @@ use crate::stage::assign_rates;
 /// An equal graph in the form that fusion takes; every value has a rate.
 pub(crate) fn canonical(graph: &Graph) -> Result<Graph, PassError> {
     let uses = graph.uses();
+    let mut is_output = vec![false; graph.value_count()];
+    graph.outputs.iter().for_each(|output| is_output[output.value.index()] = true);
     let mut rebuild = Rebuild::new(PASS, graph);
     for (_, data) in graph.nodes() {
         let operands = rebuild.operands(data)?;
@@ -32,7 +34,7 @@ pub(crate) fn canonical(graph: &Graph) -> Result<Graph, PassError> {
                 rebuild.set(data.results[0], sum);
             }
             op if op.scalar().is_some_and(|scalar| scalar.arity() == 1) => {
-                let path = movable(graph, &uses, op, data.operands[0]);
+                let path = movable(graph, &uses, &is_output, op, data.operands[0]);
                 let moved = lift(&mut rebuild, graph, (op, &data.scope), &path, data.operands[0])?;
                 rebuild.set(data.results[0], moved);
             }
@@ -51,7 +53,7 @@ fn defect(op: &str) -> PassError {
 }
 
 /// The reshapes, concatenations and gathers, from `value` upwards, through which a function may move; empty if it gains nothing.
-fn movable(graph: &Graph, uses: &[Vec<Node>], op: &Op, value: Value) -> Vec<Node> {
+fn movable(graph: &Graph, uses: &[Vec<Node>], is_output: &[bool], op: &Op, value: Value) -> Vec<Node> {
     let mut path = Vec::new();
     let mut gains = false;
     let mut at = value;
@@ -64,8 +66,7 @@ fn movable(graph: &Graph, uses: &[Vec<Node>], op: &Op, value: Value) -> Vec<Node
             Op::Gather => narrows,
             _ => false,
         };
-        let is_output = graph.outputs.iter().any(|output| output.value == at);
-        if !moves || uses[at.index()].len() != 1 || is_output {
+        if !moves || uses[at.index()].len() != 1 || is_output[at.index()] {
             break;
         }
         path.push(node);

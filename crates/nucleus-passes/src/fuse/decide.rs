@@ -20,7 +20,7 @@ const CHEAP_IN_ROWS: u32 = 8;
 const CHEAP_PER_RATE: u32 = 2;
 /// Functions do not grow beyond this.
 const LARGEST: u32 = 64;
-/// So many views in a row are one too many to follow at every use: the last of them is stored.
+/// So many views, one of the other, are one too many to follow at every use: the last of them is stored.
 const LONGEST_CHAIN: u32 = 64;
 
 /// How a kernel takes an operand.
@@ -100,15 +100,22 @@ impl State {
         Ok(())
     }
 
-    /// Stores every so many-th view of a chain, so that what follows views back to what they show does not go far.
+    /// Stores every so many-th view on the way from kernel to kernel, so that what follows values back to stored ones does not go far.
     fn cut_chains(&mut self) {
         let mut length = vec![0u32; self.graph.value_count()];
-        for (_, data) in self.graph.nodes().filter(|(_, data)| data.op.is_view()) {
+        for (_, data) in self.graph.nodes() {
             let result = data.results[0].index();
-            length[result] = length[data.operands[0].index()] + 1;
-            if length[result] == LONGEST_CHAIN && self.owner[result].is_none() {
-                self.stored[result] = true;
-                length[result] = 0;
+            if self.owner[result].is_some() || matches!(data.op, Op::Gather) {
+                continue;
+            }
+            let operands = data.operands.iter().map(|operand| length[operand.index()]);
+            length[result] = operands.max().unwrap_or(0);
+            if data.op.is_view() {
+                length[result] += 1;
+                if length[result] == LONGEST_CHAIN {
+                    self.stored[result] = true;
+                    length[result] = 0;
+                }
             }
         }
     }
@@ -175,9 +182,7 @@ impl State {
     }
 
     fn must_store(&self, value: Value, data: &NodeData, cost: u32) -> bool {
-        if self.output[value.index()].is_some()
-            || self.graph.outputs.iter().any(|output| output.value == value)
-        {
+        if self.output[value.index()].is_some() || self.is_output[value.index()] {
             return true;
         }
         let mut sites = Vec::new();
@@ -234,9 +239,7 @@ impl State {
                     return site(Need::Function);
                 }
                 let repeats = repeats || expands(&self.graph, data);
-                if self.graph.outputs.iter().any(|output| output.value == result)
-                    && !matches!(op, Op::Reshape { .. })
-                {
+                if self.is_output[result.index()] && !matches!(op, Op::Reshape { .. }) {
                     return site(Need::Stored);
                 }
                 self.sites(result, repeats, sites);

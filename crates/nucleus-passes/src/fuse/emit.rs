@@ -1,6 +1,6 @@
 //! Scalar functions from graph values.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use nucleus_ir::graph::{NodeData, Value};
@@ -9,16 +9,51 @@ use nucleus_plan::{Access, BufferId, Indirect, Operand, OperandMode, ScalarFunct
 
 use super::affine::{Coord, IndexAccess, IndirectTerm, Map, linear, row_major};
 use super::group::{Group, IsView};
+use super::homes::Home;
 use super::state::State;
 use crate::error::PassError;
 
 /// Why a function could not be made.
 #[derive(Debug)]
 pub(crate) enum Stop {
-    /// This value must be stored first.
-    Store(Value),
+    /// These values must be stored first.
+    Store(Vec<Value>),
     /// A defect or a limit.
     Fail(PassError),
+}
+
+impl Stop {
+    /// This value must be stored first.
+    pub(crate) fn store(value: Value) -> Stop {
+        Stop::Store(vec![value])
+    }
+}
+
+/// What several parts of a kernel could not do without.
+#[derive(Default)]
+pub(crate) struct Missing {
+    stopped: bool,
+    values: Vec<Value>,
+}
+
+impl Missing {
+    /// The result of a part; `None` if it must wait for a value to be stored.
+    pub(crate) fn part<T>(&mut self, result: Result<T, Stop>) -> Result<Option<T>, Stop> {
+        match result {
+            Ok(part) => Ok(Some(part)),
+            Err(Stop::Store(values)) => {
+                self.stopped = true;
+                self.values.extend(values);
+                Ok(None)
+            }
+            Err(stop) => Err(stop),
+        }
+    }
+
+    /// Stops if any part had to.
+    pub(crate) fn check(self) -> Result<(), Stop> {
+        if self.stopped { Err(Stop::Store(self.values)) } else { Ok(()) }
+    }
 }
 
 impl From<PassError> for Stop {
@@ -33,17 +68,6 @@ impl From<DimError> for Stop {
     }
 }
 
-/// Where a stored value lies.
-#[derive(Clone, Debug)]
-pub(crate) struct Home {
-    pub(crate) buffer: BufferId,
-    pub(crate) dtype: DType,
-    pub(crate) offset: Dim,
-    pub(crate) strides: Vec<Dim>,
-    /// True if the value fills the buffer in row-major order.
-    pub(crate) dense: bool,
-}
-
 /// The operands and size arguments of a kernel, numbered in the order of first use so that equal kernels are equal.
 #[derive(Default)]
 pub(crate) struct Arguments {
@@ -52,23 +76,27 @@ pub(crate) struct Arguments {
     pub(crate) sizes: Vec<Dim>,
     /// Bytes per operand: what its distinct accesses touch.
     pub(crate) bytes: Vec<Dim>,
-    seen: Vec<Access>,
+    operand_of: HashMap<BufferId, u32>,
+    size_of: HashMap<Dim, u32>,
+    seen: HashSet<Access>,
 }
 
 impl Arguments {
     /// The operand bound to `buffer`.
     pub(crate) fn operand(&mut self, buffer: BufferId, dtype: DType, mode: OperandMode) -> u32 {
-        if let Some(position) = self.buffers.iter().position(|known| *known == buffer) {
-            let operand = &mut self.operands[position];
+        if let Some(&position) = self.operand_of.get(&buffer) {
+            let operand = &mut self.operands[position as usize];
             if operand.mode != mode {
                 operand.mode = OperandMode::ReadWrite;
             }
-            return position as u32;
+            return position;
         }
+        let position = self.buffers.len() as u32;
+        self.operand_of.insert(buffer, position);
         self.buffers.push(buffer);
         self.operands.push(Operand { dtype, mode });
         self.bytes.push(Dim::constant(0));
-        self.buffers.len() as u32 - 1
+        position
     }
 
     /// A size: a constant or an argument.
@@ -76,19 +104,20 @@ impl Arguments {
         if let Some(value) = dim.as_constant() {
             return Size::Const(value);
         }
-        let position = self.sizes.iter().position(|known| known == dim).unwrap_or_else(|| {
-            self.sizes.push(dim.clone());
-            self.sizes.len() - 1
-        });
-        Size::Arg(position as u32)
+        if let Some(&position) = self.size_of.get(dim) {
+            return Size::Arg(position);
+        }
+        let position = self.sizes.len() as u32;
+        self.size_of.insert(dim.clone(), position);
+        self.sizes.push(dim.clone());
+        Size::Arg(position)
     }
 
     /// Counts the bytes of an access once: the elements that it reaches along the axes on which it depends.
     fn count(&mut self, access: &Access, extents: &[Dim]) -> Result<(), DimError> {
-        if self.seen.contains(access) {
+        if !self.seen.insert(access.clone()) {
             return Ok(());
         }
-        self.seen.push(access.clone());
         let operand = access.operand as usize;
         let index = access.indirect.as_ref().map(|indirect| &indirect.index);
         let depends = |axis: usize| {
@@ -130,7 +159,9 @@ pub(crate) struct Emitter<'a> {
     /// True where the group's results are at hand.
     pub(crate) results: bool,
     pub(crate) function: ScalarFunction,
-    memo: HashMap<(Value, Map), StepId>,
+    /// The steps of values, `None` for those that could not be computed.
+    memo: HashMap<(Value, Map), Option<StepId>>,
+    numbers: HashMap<Step, StepId>,
 }
 
 impl<'a> Emitter<'a> {
@@ -152,24 +183,26 @@ impl<'a> Emitter<'a> {
             results: true,
             function: ScalarFunction::default(),
             memo: HashMap::new(),
+            numbers: HashMap::new(),
         }
     }
 
     /// The step equal to `step`, added if there is none yet.
     pub(crate) fn push(&mut self, step: Step) -> StepId {
-        let known = self.function.steps.iter().position(|known| *known == step);
-        known.map_or_else(|| self.function.push(step), |position| StepId(position as u32))
+        let function = &mut self.function;
+        *self.numbers.entry(step).or_insert_with_key(|step| function.push(step.clone()))
     }
 
     /// The step that computes `value` at `map`.
     pub(crate) fn value(&mut self, value: Value, map: &[Coord]) -> Result<StepId, Stop> {
         let key = (value, map.to_vec());
         if let Some(step) = self.memo.get(&key) {
-            return Ok(*step);
+            // What is missing has been told the first time.
+            return step.ok_or(Stop::Store(Vec::new()));
         }
-        let step = self.compute(value, map)?;
-        self.memo.insert(key, step);
-        Ok(step)
+        let step = self.compute(value, map);
+        self.memo.insert(key, step.as_ref().ok().copied());
+        step
     }
 
     fn compute(&mut self, value: Value, map: &[Coord]) -> Result<StepId, Stop> {
@@ -186,7 +219,7 @@ impl<'a> Emitter<'a> {
         if self.state.stored[value.index()] && !self.is_local(value) {
             return self.load(value, map);
         }
-        let Some((_, data)) = self.state.def(value) else { return Err(Stop::Store(value)) };
+        let Some((_, data)) = self.state.def(value) else { return Err(Stop::store(value)) };
         match &data.op {
             Op::Constant { value: constant, dtype } if self.form == Form::Any => {
                 Ok(self.push(Step::Constant { value: *constant, dtype: *dtype }))
@@ -196,22 +229,25 @@ impl<'a> Emitter<'a> {
             Op::Reshape { .. } => self.reshape(value, data, map),
             op if op.is_view() => match self.state.through_view(data, map, &self.extents)? {
                 Some(operand) => self.value(data.operands[0], &operand),
-                None => Err(Stop::Store(data.operands[0])),
+                None => Err(Stop::store(data.operands[0])),
             },
             Op::Concat { .. } => match self.state.through_concat(data, map, &self.extents)? {
                 Some((piece, map)) => self.value(piece, &map),
-                None => Err(Stop::Store(value)),
+                None => Err(Stop::store(value)),
             },
             Op::Gather if self.form != Form::Load => self.gather(data, map),
             op => match op.scalar() {
                 Some(scalar) if self.accepts(scalar) => {
                     let mut args = Vec::with_capacity(data.operands.len());
+                    let mut missing = Missing::default();
                     for operand in &data.operands {
-                        args.push(self.value(*operand, map)?);
+                        let step = self.value(*operand, map);
+                        args.extend(missing.part(step)?);
                     }
+                    missing.check()?;
                     Ok(self.push(Step::Apply { op: scalar, args }))
                 }
-                _ => Err(Stop::Store(value)),
+                _ => Err(Stop::store(value)),
             },
         }
     }
@@ -243,7 +279,7 @@ impl<'a> Emitter<'a> {
         }
         match self.state.through_view(data, map, &self.extents)? {
             Some(operand) => self.value(data.operands[0], &operand),
-            None => Err(Stop::Store(data.operands[0])),
+            None => Err(Stop::store(data.operands[0])),
         }
     }
 
@@ -254,13 +290,13 @@ impl<'a> Emitter<'a> {
     fn load(&mut self, value: Value, map: &[Coord]) -> Result<StepId, Stop> {
         match self.home(value) {
             Some(home) => self.load_at(value, &home, map),
-            None => Err(Stop::Store(value)),
+            None => Err(Stop::store(value)),
         }
     }
 
     fn load_at(&mut self, value: Value, home: &Home, map: &[Coord]) -> Result<StepId, Stop> {
-        let at = linear(map, &home.strides)?.ok_or(Stop::Store(value))?.shifted(&home.offset)?;
-        let access = self.access(home, &at, OperandMode::Read)?.ok_or(Stop::Store(value))?;
+        let at = linear(map, &home.strides)?.ok_or(Stop::store(value))?.shifted(&home.offset)?;
+        let access = self.access(home, &at, OperandMode::Read)?.ok_or(Stop::store(value))?;
         Ok(self.push(Step::Load(access)))
     }
 
@@ -334,13 +370,13 @@ impl<'a> Emitter<'a> {
     /// The `i32` value of a coordinate.
     fn affine(&mut self, coord: &Coord, value: Value) -> Result<StepId, Stop> {
         if coord.indirect.is_some() {
-            return Err(Stop::Store(value));
+            return Err(Stop::store(value));
         }
         if let (Some(constant), []) = (coord.offset.as_constant(), coord.terms.as_slice()) {
             let value = nucleus_ir::Float(constant as f64);
             return Ok(self.push(Step::Constant { value, dtype: DType::I32 }));
         }
-        let strides = self.merge(&coord.terms)?.ok_or(Stop::Store(value))?;
+        let strides = self.merge(&coord.terms)?.ok_or(Stop::store(value))?;
         let offset = self.arguments.size(&coord.offset);
         let strides = strides.iter().map(|stride| self.arguments.size(stride)).collect();
         Ok(self.push(Step::Affine { offset, strides }))
@@ -370,17 +406,17 @@ impl<'a> Emitter<'a> {
                 && self.homes[source.index()].as_ref().is_some_and(|home| home.dense);
             if stored_densely {
                 let form = std::mem::replace(&mut self.form, Form::Cast);
-                let (_, view) = self.state.def(at.0).ok_or(Stop::Store(at.0))?;
+                let (_, view) = self.state.def(at.0).ok_or(Stop::store(at.0))?;
                 let step = self.reshape(at.0, view, &at.1);
                 self.form = form;
                 return step;
             }
             let Some((_, view)) = self.state.def(at.0).filter(|(_, data)| data.op.is_view()) else {
-                return Err(Stop::Store(at.0));
+                return Err(Stop::store(at.0));
             };
             match self.state.through_view(view, &at.1, &self.extents)? {
                 Some(map) => at = (view.operands[0], map),
-                None => return Err(Stop::Store(view.operands[0])),
+                None => return Err(Stop::store(view.operands[0])),
             }
         }
     }
@@ -397,27 +433,30 @@ impl<'a> Emitter<'a> {
                 let strides =
                     if source == at.0 { home.strides } else { row_major(&self.state.graph.ty(at.0).shape)? };
                 let coord = linear(&at.1, &strides)?.filter(|coord| coord.indirect.is_none());
-                let coord = coord.ok_or(Stop::Store(index))?.shifted(&home.offset)?;
+                let coord = coord.ok_or(Stop::store(index))?.shifted(&home.offset)?;
                 return Ok(IndexAccess { buffer: home.buffer, offset: coord.offset, terms: coord.terms });
             }
             let Some((_, view)) = self.state.def(at.0).filter(|(_, data)| data.op.is_view()) else {
-                return Err(Stop::Store(at.0));
+                return Err(Stop::store(at.0));
             };
             match self.state.through_view(view, &at.1, &self.extents)? {
                 Some(map) => at = (view.operands[0], map),
-                None => return Err(Stop::Store(view.operands[0])),
+                None => return Err(Stop::store(view.operands[0])),
             }
         }
     }
 
     /// Adds a store of `value`, computed at each of `maps`, to its home.
     pub(crate) fn store(&mut self, value: Value, maps: &[Map]) -> Result<(), Stop> {
-        let home = self.home(value).ok_or(Stop::Store(value))?;
+        let home = self.home(value).ok_or(Stop::store(value))?;
+        let mut missing = Missing::default();
         for map in maps {
-            let step = self.value(value, map)?;
-            self.store_at(step, &home, map, value)?;
+            let step = self.value(value, map);
+            if let Some(step) = missing.part(step)? {
+                self.store_at(step, &home, map, value)?;
+            }
         }
-        Ok(())
+        missing.check()
     }
 
     /// Adds a store of a step to the element of `home` at `map`.
@@ -428,8 +467,8 @@ impl<'a> Emitter<'a> {
         map: &[Coord],
         value: Value,
     ) -> Result<(), Stop> {
-        let at = linear(map, &home.strides)?.ok_or(Stop::Store(value))?.shifted(&home.offset)?;
-        let access = self.access(home, &at, OperandMode::Write)?.ok_or(Stop::Store(value))?;
+        let at = linear(map, &home.strides)?.ok_or(Stop::store(value))?.shifted(&home.offset)?;
+        let access = self.access(home, &at, OperandMode::Write)?.ok_or(Stop::store(value))?;
         self.function.push(Step::Store { access, value: step });
         Ok(())
     }

@@ -1,17 +1,17 @@
 //! Groups: what one kernel computes.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use nucleus_ir::graph::{Node, Value};
 use nucleus_ir::{Dim, Op, Rate};
 
 use super::affine::{Coord, Map};
+use super::dependence::Dependence;
 use super::space::Space;
 use super::state::State;
 use crate::error::PassError;
 
-/// A kernel does not grow beyond this many values: looking for what can join takes time that grows with their square, and so does
-/// compiling what came of it.
+/// A kernel does not grow beyond this many values: functions of it are emitted, and compiled, as deep as they are long.
 const LARGEST_GROUP: usize = 256;
 
 /// A reduction of a row reduction.
@@ -49,17 +49,22 @@ pub(crate) struct Group {
     pub(crate) accumulators: Vec<(Value, Map, u32)>,
     /// The values computed here and nowhere else.
     pub(crate) owned: Vec<Value>,
-    /// Values that depend on the anchor's results and are computed here on the way to owned ones.
+    /// Values that depend on the anchor's results and can be computed here on the way to owned ones.
     pub(crate) inside: HashSet<Value>,
+    /// What can be computed here, where, and after which phases (see [`Computable`]).
+    known: HashMap<(Value, Map), Computable>,
     pub(crate) rate: Rate,
 }
+
+/// Whether a value can be computed at the points of a group: if so, one more than the last phase whose reductions it uses.
+type Computable = Option<usize>;
 
 impl Group {
     /// A group of that kind that owns `results` so far.
     pub(crate) fn new(kind: Kind, space: Space, rate: Rate, results: &[Value]) -> Group {
         let owned = results.to_vec();
-        let (accumulators, inside) = (Vec::new(), HashSet::new());
-        Group { kind, space, rows: None, accumulators, owned, inside, rate }
+        let (accumulators, inside, known) = (Vec::new(), HashSet::new(), HashMap::new());
+        Group { kind, space, rows: None, accumulators, owned, inside, known, rate }
     }
 
     /// Where a value is computed, each element once, and whether that is per row.
@@ -84,15 +89,6 @@ impl Group {
     }
 }
 
-/// What a probe found on the way.
-#[derive(Default)]
-struct Probe {
-    inside: Vec<Value>,
-    seen: HashSet<(Value, Map)>,
-    /// One more than the last phase whose reductions are used.
-    phase: usize,
-}
-
 impl State {
     /// Lets `group` take over consumers of its results, as far as they can be computed where the results are, and adds it.
     ///
@@ -103,7 +99,9 @@ impl State {
         for value in &group.owned {
             self.owner[value.index()] = Some(id);
         }
-        let tainted = self.closure(&group.owned);
+        // The search borrows the rest of the state.
+        let mut dependence = std::mem::replace(&mut self.dependence, Dependence::new(0));
+        dependence.begin(id, &group.owned);
         let mut pending: BTreeSet<Node> = BTreeSet::new();
         for value in &group.owned {
             pending.extend(self.uses[value.index()].iter().copied());
@@ -117,10 +115,10 @@ impl State {
             let joined = match &data.op {
                 _ if passes => true,
                 Op::ReduceSum { .. } | Op::ReduceMax { .. } => {
-                    self.join_reduction(&mut group, node, &tainted)?
+                    self.join_reduction(&mut group, node, &mut dependence)?
                 }
                 op if op.scalar().is_some() || matches!(op, Op::Concat { .. }) => {
-                    self.join(&mut group, result, &tainted)?
+                    self.join(&mut group, result, &mut dependence)?
                 }
                 _ => false,
             };
@@ -132,34 +130,41 @@ impl State {
                 pending.extend(self.uses[result.index()].iter().copied());
             }
         }
+        group.known = HashMap::new();
+        dependence.add_kernel(&group.owned);
+        self.dependence = dependence;
         self.groups.push(group);
         Ok(id)
     }
 
     /// True if `value` can be computed at the group's points; then it is counted in.
-    fn join(&self, group: &mut Group, value: Value, tainted: &[bool]) -> Result<bool, PassError> {
+    fn join(
+        &self,
+        group: &mut Group,
+        value: Value,
+        dependence: &mut Dependence,
+    ) -> Result<bool, PassError> {
         let full = group.owned.len() >= LARGEST_GROUP;
         if full || self.owner[value.index()].is_some() || self.rate(value) != group.rate {
             return Ok(false);
         }
         let Some((maps, _)) = group.placements(&self.graph.ty(value).shape)? else { return Ok(false) };
-        let mut probe = Probe::default();
-        for map in &maps {
-            if !self.probe(group, value, map, tainted, &mut probe)? {
-                return Ok(false);
-            }
-        }
-        group.inside.extend(probe.inside);
-        Ok(true)
+        Ok(self.computable(group, value, &maps, dependence)?.is_some())
     }
 
     /// True if a reduction runs along the rows of the group; then it is counted in.
-    fn join_reduction(&self, group: &mut Group, node: Node, tainted: &[bool]) -> Result<bool, PassError> {
+    fn join_reduction(
+        &self,
+        group: &mut Group,
+        node: Node,
+        dependence: &mut Dependence,
+    ) -> Result<bool, PassError> {
         let data = self.graph.node(node);
         let (Op::ReduceSum { axis, .. } | Op::ReduceMax { axis, .. }) = data.op else { return Ok(false) };
         let (operand, result) = (data.operands[0], data.results[0]);
         let (Kind::Rows(_), Some(rows)) = (&group.kind, &group.rows) else { return Ok(false) };
-        if self.owner[result.index()].is_some() || self.rate(result) != group.rate {
+        let full = group.owned.len() >= LARGEST_GROUP;
+        if full || self.owner[result.index()].is_some() || self.rate(result) != group.rate {
             return Ok(false);
         }
         let Some(maps) = group.space.placements(&self.graph.ty(operand).shape)? else { return Ok(false) };
@@ -173,99 +178,90 @@ impl State {
         if !runs_along || maps.len() as i64 != group.space.unrolled {
             return Ok(false);
         }
-        let mut probe = Probe::default();
-        for map in &maps {
-            if !self.probe(group, operand, map, tainted, &mut probe)? {
-                return Ok(false);
-            }
-        }
-        let phase = probe.phase;
-        group.inside.extend(probe.inside);
+        let Some(phase) = self.computable(group, operand, &maps, dependence)? else { return Ok(false) };
         let Kind::Rows(sums) = &mut group.kind else { return Ok(false) };
         sums.push(RowSum { node, phase, maps });
         let number = sums.len() as u32 - 1;
         group.accumulators.push((result, row_maps[0].clone(), number));
+        // What failed for want of this sum may succeed now.
+        group.known.retain(|_, known| known.is_some());
         Ok(true)
     }
 
-    /// True if `value` at `map` needs nothing of the group but accumulators at hand and values that do not depend on the group.
-    fn probe(
+    /// Whether the group can compute `value` at all of `maps`.
+    fn computable(
         &self,
-        group: &Group,
+        group: &mut Group,
         value: Value,
-        map: &[Coord],
-        tainted: &[bool],
-        probe: &mut Probe,
-    ) -> Result<bool, PassError> {
-        if !tainted[value.index()] {
-            return Ok(true);
-        }
-        if let Some(number) = group.accumulator(value, map) {
-            if let Kind::Rows(sums) = &group.kind {
-                probe.phase = probe.phase.max(sums[number as usize].phase + 1);
+        maps: &[Map],
+        dependence: &mut Dependence,
+    ) -> Result<Computable, PassError> {
+        let mut last = 0;
+        for map in maps {
+            match self.probe(group, value, map, dependence, 0)? {
+                Some(phase) => last = last.max(phase),
+                None => return Ok(None),
             }
-            return Ok(true);
         }
-        if probe.seen.len() >= LARGEST_GROUP {
-            return Ok(false);
-        }
-        if !probe.seen.insert((value, map.to_vec())) {
-            return Ok(true);
-        }
-        let foreign = self.owner[value.index()].is_some_and(|owner| owner != self.groups.len());
-        let Some((node, _)) = self.graph.defining_node(value) else { return Ok(false) };
-        if foreign || group.has_accumulator(value) {
-            return Ok(false);
-        }
-        let data = self.graph.node(node);
-        let ok = match &data.op {
-            op if op.is_view() => match self.through_view(data, map, &group.space.extents)? {
-                Some(map) => self.probe(group, data.operands[0], &map, tainted, probe)?,
-                None => false,
-            },
-            Op::Concat { .. } => match self.through_concat(data, map, &group.space.extents)? {
-                Some((piece, map)) => self.probe(group, piece, &map, tainted, probe)?,
-                None => false,
-            },
-            op if op.scalar().is_some() => {
-                for operand in &data.operands {
-                    if !self.probe(group, *operand, map, tainted, probe)? {
-                        return Ok(false);
-                    }
-                }
-                true
-            }
-            _ => false,
-        };
-        if ok {
-            probe.inside.push(value);
-        }
-        Ok(ok)
+        Ok(Some(last))
     }
 
-    /// For every value, whether it is one of `seeds` or needs one of them first, where a kernel needs all its operands before any of
-    /// its results.
-    fn closure(&self, seeds: &[Value]) -> Vec<bool> {
-        let mut reached = vec![false; self.graph.value_count()];
-        let mut entered: HashSet<usize> = HashSet::new();
-        entered.insert(self.groups.len());
-        let mut pending: Vec<Value> = seeds.to_vec();
-        while let Some(value) = pending.pop() {
-            if std::mem::replace(&mut reached[value.index()], true) {
-                continue;
-            }
-            for node in &self.uses[value.index()] {
-                for result in &self.graph.node(*node).results {
-                    pending.push(*result);
-                    if let Some(owner) = self.owner[result.index()]
-                        && entered.insert(owner)
-                    {
-                        pending.extend(self.groups[owner].owned.iter().copied());
+    /// Whether `value` at `map` needs nothing of the group but accumulators at hand and values that do not depend on the group; if so
+    /// it is counted as inside. `depth` is how far the value is above the one that was asked for.
+    fn probe(
+        &self,
+        group: &mut Group,
+        value: Value,
+        map: &[Coord],
+        dependence: &mut Dependence,
+        depth: usize,
+    ) -> Result<Computable, PassError> {
+        if !dependence.depends(self, value) {
+            return Ok(Some(0));
+        }
+        if let Some(number) = group.accumulator(value, map) {
+            return Ok(Some(match &group.kind {
+                Kind::Rows(sums) => sums[number as usize].phase + 1,
+                _ => 0,
+            }));
+        }
+        let key = (value, map.to_vec());
+        if let Some(known) = group.known.get(&key) {
+            return Ok(*known);
+        }
+        let foreign = self.owner[value.index()].is_some_and(|owner| owner != self.groups.len());
+        let Some((_, data)) = self.def(value) else { return Ok(None) };
+        let full = depth >= LARGEST_GROUP || group.inside.len() >= LARGEST_GROUP;
+        if foreign || full || group.has_accumulator(value) {
+            return Ok(None);
+        }
+        let found = match &data.op {
+            op if op.is_view() => match self.through_view(data, map, &group.space.extents)? {
+                Some(map) => self.probe(group, data.operands[0], &map, dependence, depth + 1)?,
+                None => None,
+            },
+            Op::Concat { .. } => match self.through_concat(data, map, &group.space.extents)? {
+                Some((piece, map)) => self.probe(group, piece, &map, dependence, depth + 1)?,
+                None => None,
+            },
+            op if op.scalar().is_some() => {
+                let mut last = Some(0);
+                for operand in &data.operands {
+                    let phase = self.probe(group, *operand, map, dependence, depth + 1)?;
+                    last = last.zip(phase).map(|(last, phase)| last.max(phase));
+                    if last.is_none() {
+                        break;
                     }
                 }
+                last
             }
+            _ => None,
+        };
+        if found.is_some() {
+            group.inside.insert(value);
         }
-        reached
+        group.known.insert(key, found);
+        Ok(found)
     }
 }
 

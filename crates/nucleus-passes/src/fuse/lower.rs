@@ -1,15 +1,18 @@
 //! Kernels and launches from groups.
 
+use std::collections::HashMap;
+
 use nucleus_ir::graph::{Node, NodeData, Value};
 use nucleus_ir::{DType, Dim, Op, Rate, ScalarOp, dim::product};
 use nucleus_plan::{
-    Anchor, Attention, Contraction, ExpertChoice, InvertIndex, Kernel, KeySegment, Launch, Map as MapAnchor,
+    Anchor, Attention, Contraction, ExpertChoice, InvertIndex, Kernel, KernelId, KeySegment, Launch, Map as MapAnchor,
     OperandMode, Phase, Plan, Reduction, ReductionOp, RowReduction, ScalarFunction, SegmentSum, Size, Step,
 };
 
 use super::affine::{Coord, Map};
-use super::emit::{Arguments, Emitter, Form, Home, Stop};
+use super::emit::{Arguments, Emitter, Form, Missing, Stop};
 use super::group::{Group, Kind};
+use super::homes::Home;
 use super::state::State;
 
 /// The coordinates of a value whose axes are those of the iteration space.
@@ -33,6 +36,13 @@ pub(crate) struct Lowering<'a> {
     pub(crate) state: &'a State,
     pub(crate) homes: &'a [Option<Home>],
     pub(crate) plan: &'a mut Plan,
+    kernels: HashMap<Kernel, KernelId>,
+}
+
+impl<'a> Lowering<'a> {
+    pub(crate) fn new(state: &'a State, homes: &'a [Option<Home>], plan: &'a mut Plan) -> Lowering<'a> {
+        Lowering { state, homes, plan, kernels: HashMap::new() }
+    }
 }
 
 impl Lowering<'_> {
@@ -69,7 +79,12 @@ impl Lowering<'_> {
             bytes = bytes.add(operand)?;
         }
         let size_args = arguments.sizes.len() as u32;
-        let kernel = self.plan.intern(Kernel { operands: arguments.operands, size_args, anchor });
+        let kernel = Kernel { operands: arguments.operands, size_args, anchor };
+        let plan = &mut *self.plan;
+        let kernel = *self.kernels.entry(kernel).or_insert_with_key(|kernel| {
+            plan.kernels.push(kernel.clone());
+            KernelId(plan.kernels.len() as u32 - 1)
+        });
         let (operands, sizes) = (arguments.buffers, arguments.sizes);
         self.plan.launches.push(Launch { kernel, stage, operands, sizes, flops, bytes, scope });
         Ok(())
@@ -84,16 +99,20 @@ impl Lowering<'_> {
         per_row: bool,
     ) -> Result<ScalarFunction, Stop> {
         let mut emitter = Emitter::new(self.state, self.homes, group, arguments, extents);
+        let mut missing = Missing::default();
         for value in &group.owned {
             if !self.state.stored[value.index()] {
                 continue;
             }
             let shape = &self.state.graph.ty(*value).shape;
             match group.placements(shape)? {
-                Some((maps, of_row)) if of_row == per_row => emitter.store(*value, &maps)?,
+                Some((maps, of_row)) if of_row == per_row => {
+                    missing.part(emitter.store(*value, &maps))?;
+                }
                 _ => {}
             }
         }
+        missing.check()?;
         Ok(emitter.function)
     }
 
@@ -118,7 +137,7 @@ impl Lowering<'_> {
     /// The operand bound to a value that fills its buffer.
     fn dense(&self, arguments: &mut Arguments, value: Value, mode: OperandMode) -> Result<u32, Stop> {
         let source = self.state.reshaped(value);
-        let home = self.homes[source.index()].as_ref().filter(|home| home.dense).ok_or(Stop::Store(value))?;
+        let home = self.homes[source.index()].as_ref().filter(|home| home.dense).ok_or(Stop::store(value))?;
         Ok(arguments.operand(home.buffer, home.dtype, mode))
     }
 
@@ -132,10 +151,11 @@ impl Lowering<'_> {
     }
 
     fn pieces(&mut self, group: &Group, concat: Value) -> Result<(), Stop> {
-        let home = self.homes[concat.index()].clone().ok_or(Stop::Store(concat))?;
-        let Some((_, data)) = self.state.def(concat) else { return Err(Stop::Store(concat)) };
-        let Op::Concat { axis } = data.op else { return Err(Stop::Store(concat)) };
+        let home = self.homes[concat.index()].clone().ok_or(Stop::store(concat))?;
+        let Some((_, data)) = self.state.def(concat) else { return Err(Stop::store(concat)) };
+        let Op::Concat { axis } = data.op else { return Err(Stop::store(concat)) };
         let mut start = Dim::constant(0);
+        let mut missing = Missing::default();
         for piece in &data.operands {
             let extents = self.state.graph.ty(*piece).shape.clone();
             let offset = home.offset.add(&start.mul(&home.strides[axis])?)?;
@@ -150,13 +170,13 @@ impl Lowering<'_> {
             let mut emitter = Emitter::new(self.state, self.homes, group, &mut arguments, &extents);
             emitter.results = false;
             let map = identity(&extents);
-            let step = emitter.value(*piece, &map)?;
+            let Some(step) = missing.part(emitter.value(*piece, &map))? else { continue };
             emitter.store_at(step, &target, &map, concat)?;
             let function = emitter.function;
             let flops = flops(operations(&function), &extents)?;
             self.launch(Anchor::Map(MapAnchor { space, function }), arguments, flops, group.rate, concat)?;
         }
-        Ok(())
+        missing.check()
     }
 
     /// A launch that copies a stored value, or a view of one, to an output.
@@ -431,8 +451,8 @@ impl Lowering<'_> {
         emitter.merged = (index_axes > 1).then_some((1, index_axes));
         let step = match emitter.value(updates, &map) {
             // Stored, but not so that the index axes are one: the updates are copied.
-            Err(Stop::Store(value)) if self.state.stored[value.index()] => {
-                return Err(Stop::Store(updates));
+            Err(Stop::Store(values)) if values.iter().all(|value| self.state.stored[value.index()]) => {
+                return Err(Stop::store(updates));
             }
             other => other?,
         };

@@ -17,22 +17,26 @@ mod affine;
 mod anchors;
 mod canonical;
 mod decide;
+mod dependence;
 mod emit;
 mod group;
+mod homes;
 mod lower;
 mod space;
 mod state;
 
-use nucleus_ir::graph::{Graph, Value, ValueDef};
-use nucleus_ir::{DType, Dim, Op, Rate};
+use std::collections::HashSet;
+
+use nucleus_ir::graph::{Graph, Value};
+use nucleus_ir::Rate;
 use nucleus_plan::{Buffer, BufferId, Place, Plan, PlanInput, PlanOutput};
 
 use crate::error::PassError;
 use crate::schedule::order_launches;
 pub(crate) use affine::is_nonnegative;
-use affine::row_major;
-use emit::{Home, Stop};
+use emit::Stop;
 use group::{Group, Kind};
+use homes::{Home, homes};
 use lower::Lowering;
 use space::Space;
 use state::State;
@@ -45,41 +49,26 @@ pub fn fuse(graph: &Graph) -> Result<Plan, PassError> {
     state.form_anchors()?;
     state.decide()?;
     loop {
-        let mut missing = Vec::new();
-        let plan = lower(&state, &mut missing)?;
-        if missing.is_empty() {
+        let mut stopped = Vec::new();
+        let (plan, homes) = lower(&state, &mut stopped)?;
+        if stopped.is_empty() {
             return order_launches(plan);
         }
-        if let Some(value) = missing.iter().find(|value| state.stored[value.index()]) {
-            let op = state.def(*value).map_or("an operand", |(_, data)| data.op.name());
-            let what = format!("value {} of {op} cannot be read where it is needed", value.index());
-            return Err(PassError::Invalid { pass: PASS, problems: vec![what] });
-        }
-        for value in missing {
-            if !state.stored[value.index()] {
-                store(&mut state, value)?;
-            }
-        }
+        store_missing(&mut state, homes, stopped)?;
     }
 }
 
-/// Stores a value that emission could not do without.
-fn store(state: &mut State, value: Value) -> Result<(), PassError> {
-    state.stored[value.index()] = true;
-    if state.owner[value.index()].is_none() {
-        state.form_stored(value)?;
-    }
-    // What the new kernel reads must be stored too, where another kernel computes it.
-    for id in 0..state.groups.len() {
-        for value in state.groups[id].owned.clone() {
-            state.stored[value.index()] |= state.needed_outside(value, id);
-        }
-    }
-    Ok(())
+/// What is lowered on its own.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    /// The kernels of a group.
+    Group(usize),
+    /// The copy of a value to the output of that position.
+    Copy(usize),
 }
 
-/// Makes all kernels; what must be stored before they can be made is added to `missing`.
-fn lower(state: &State, missing: &mut Vec<Value>) -> Result<Plan, PassError> {
+/// Makes all kernels, as far as they can be made; the other parts are added to `stopped`.
+fn lower(state: &State, stopped: &mut Vec<Part>) -> Result<(Plan, Vec<Option<Home>>), PassError> {
     let graph = &state.graph;
     let mut plan = Plan {
         entry: graph.name.clone(),
@@ -97,113 +86,86 @@ fn lower(state: &State, missing: &mut Vec<Value>) -> Result<Plan, PassError> {
         plan.outputs.push(PlanOutput { name: output.name.clone(), ty });
     }
     let homes = homes(state, &mut plan)?;
-    let mut lowering = Lowering { state, homes: &homes, plan: &mut plan };
-    for group in &state.groups {
-        match lowering.group(group) {
-            Ok(()) => {}
-            Err(Stop::Store(value)) => {
-                if !missing.contains(&value) {
-                    missing.push(value);
+    let mut lowering = Lowering::new(state, &homes, &mut plan);
+    // Some outputs lie elsewhere: inputs, weights, views, and values that are two outputs.
+    let computed: HashSet<usize> = state.output.iter().flatten().copied().collect();
+    let copies = (0..graph.outputs.len()).filter(|position| !computed.contains(position));
+    for part in (0..state.groups.len()).map(Part::Group).chain(copies.map(Part::Copy)) {
+        if lower_part(&mut lowering, part)?.is_some() {
+            stopped.push(part);
+        }
+    }
+    Ok((plan, homes))
+}
+
+/// Lowers one part; returns what must be stored first, if anything.
+fn lower_part(lowering: &mut Lowering<'_>, part: Part) -> Result<Option<Vec<Value>>, PassError> {
+    let state = lowering.state;
+    let lowered = match part {
+        Part::Group(id) => lowering.group(&state.groups[id]),
+        Part::Copy(position) => copy_output(lowering, position),
+    };
+    match lowered {
+        Ok(()) => Ok(None),
+        Err(Stop::Store(values)) => Ok(Some(values)),
+        Err(Stop::Fail(error)) => Err(error),
+    }
+}
+
+/// A launch that copies a value to an output.
+fn copy_output(lowering: &mut Lowering<'_>, position: usize) -> Result<(), Stop> {
+    let value = lowering.state.graph.outputs[position].value;
+    let ty = lowering.state.graph.ty(value);
+    let place = Place::Output(position as u32);
+    lowering.plan.buffers.push(Buffer { dtype: ty.dtype, shape: ty.shape.clone(), place });
+    let buffer = BufferId(lowering.plan.buffers.len() as u32 - 1);
+    let target = Home::dense(buffer, ty)?;
+    let group = Group::new(Kind::Map, Space::direct(&ty.shape), Rate::Step, &[]);
+    lowering.copy(&group, value, &target)
+}
+
+/// Stores what the stopped parts could not do without, and what the kernels of that need in turn.
+///
+/// The kernels made here are thrown away: where values lie, and in which order kernels come, is settled when all are known.
+fn store_missing(
+    state: &mut State,
+    mut homes: Vec<Option<Home>>,
+    mut pending: Vec<Part>,
+) -> Result<(), PassError> {
+    while let Some(part) = pending.pop() {
+        let mut plan = Plan::default();
+        let Some(missing) = lower_part(&mut Lowering::new(state, &homes, &mut plan), part)? else { continue };
+        pending.push(part);
+        let mut progress = false;
+        for value in missing {
+            if std::mem::replace(&mut state.stored[value.index()], true) {
+                continue;
+            }
+            progress = true;
+            let mut stored = vec![value];
+            if state.owner[value.index()].is_none() {
+                let first = state.groups.len();
+                state.form_stored(value)?;
+                for id in first..state.groups.len() {
+                    pending.push(Part::Group(id));
+                    stored.extend(state.store_operands(id));
                 }
             }
-            Err(Stop::Fail(error)) => return Err(error),
+            for value in stored {
+                // Any buffer of its own will do.
+                let buffer = BufferId(u32::MAX - value.index() as u32);
+                homes[value.index()] = Some(Home::dense(buffer, state.graph.ty(value))?);
+            }
         }
-    }
-    copy_outputs(&mut lowering, missing)?;
-    Ok(plan)
-}
-
-/// Launches for the outputs whose value lies elsewhere: inputs, weights, views, and values that are two outputs.
-fn copy_outputs(lowering: &mut Lowering<'_>, missing: &mut Vec<Value>) -> Result<(), PassError> {
-    let state = lowering.state;
-    for (position, output) in state.graph.outputs.iter().enumerate() {
-        if state.output.contains(&Some(position)) {
-            continue;
-        }
-        let ty = state.graph.ty(output.value);
-        let place = Place::Output(position as u32);
-        lowering.plan.buffers.push(Buffer { dtype: ty.dtype, shape: ty.shape.clone(), place });
-        let target = Home {
-            buffer: BufferId(lowering.plan.buffers.len() as u32 - 1),
-            dtype: ty.dtype,
-            offset: Dim::constant(0),
-            strides: row_major(&ty.shape)?,
-            dense: true,
-        };
-        let group = Group::new(Kind::Map, Space::direct(&ty.shape), Rate::Step, &[]);
-        match lowering.copy(&group, output.value, &target) {
-            Ok(()) => {}
-            Err(Stop::Store(value)) => missing.push(value),
-            Err(Stop::Fail(error)) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Buffers for all stored values. Later values first, so that the pieces of a concatenation find it.
-fn homes(state: &State, plan: &mut Plan) -> Result<Vec<Option<Home>>, PassError> {
-    let graph = &state.graph;
-    let mut homes: Vec<Option<Home>> = vec![None; graph.value_count()];
-    for (value, data) in graph.values().rev() {
-        let used = !state.uses[value.index()].is_empty()
-            || state.output[value.index()].is_some()
-            || graph.outputs.iter().any(|output| output.value == value)
-            || state.owner[value.index()].is_some();
-        if !state.stored[value.index()] || !used || homes[value.index()].is_some() {
-            continue;
-        }
-        let place = match (data.def, state.output[value.index()]) {
-            (ValueDef::Input(position), _) => Place::Input(position as u32),
-            (ValueDef::Weight(position), _) => Place::Weight(graph.weights[position].name.clone()),
-            (_, Some(output)) => Place::Output(output as u32),
-            _ => Place::Arena { rate: state.rate(value), offset: None },
-        };
-        plan.buffers.push(Buffer { dtype: data.ty.dtype, shape: data.ty.shape.clone(), place });
-        let home = Home {
-            buffer: BufferId(plan.buffers.len() as u32 - 1),
-            dtype: data.ty.dtype,
-            offset: Dim::constant(0),
-            strides: row_major(&data.ty.shape)?,
-            dense: true,
-        };
-        homes[value.index()] = Some(home);
-        place_pieces(state, value, &mut homes)?;
-    }
-    Ok(homes)
-}
-
-/// Lets the kernels that compute the pieces of a concatenation write them to their place in it.
-fn place_pieces(state: &State, concat: Value, homes: &mut [Option<Home>]) -> Result<(), PassError> {
-    let Some(owner) = state.owner[concat.index()] else { return Ok(()) };
-    if state.groups[owner].kind != Kind::Pieces(concat) {
-        return Ok(());
-    }
-    let Some((_, data)) = state.def(concat) else { return Ok(()) };
-    let (Op::Concat { axis }, Some(home)) = (&data.op, homes[concat.index()].clone()) else { return Ok(()) };
-    let mut start = Dim::constant(0);
-    for piece in &data.operands {
-        let index = piece.index();
-        let ty = state.graph.ty(*piece);
-        let offset = home.offset.add(&start.mul(&home.strides[*axis])?)?;
-        start = start.add(&ty.shape[*axis])?;
-        let is_output =
-            state.output[index].is_some() || state.graph.outputs.iter().any(|output| output.value == *piece);
-        let once = data.operands.iter().filter(|other| *other == piece).count() == 1;
-        // No kernel may read one part of a buffer and write another: launches are ordered by whole buffers.
-        let read_elsewhere = state.uses[index].iter().any(|node| {
-            let result = state.graph.node(*node).results[0];
-            result != concat && state.owner[result.index()] != state.owner[index]
-        });
-        // What is written or read whole, not through a scalar function, stays dense.
-        let whole = state
-            .def(*piece)
-            .is_none_or(|(_, data)| matches!(data.op, Op::ExpertChoice { .. } | Op::InvertIndex { .. }))
-            || ty.dtype == DType::I32;
-        let free = state.stored[index] && state.owner[index].is_some() && homes[index].is_none();
-        let fits = state.rate(*piece) == state.rate(concat) && !whole;
-        if free && fits && once && !read_elsewhere && !is_output {
-            homes[index] = Some(Home { offset, dense: false, ..home.clone() });
-            place_pieces(state, *piece, homes)?;
+        if !progress {
+            let what = match part {
+                Part::Group(id) => {
+                    let op = state.def(state.groups[id].owned[0]).map_or("a value", |(_, data)| data.op.name());
+                    format!("kernel {id}, which computes {op}, cannot read a value that it needs")
+                }
+                Part::Copy(position) => format!("output {position} cannot be read"),
+            };
+            return Err(PassError::Invalid { pass: PASS, problems: vec![what] });
         }
     }
     Ok(())

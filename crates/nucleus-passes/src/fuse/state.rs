@@ -1,9 +1,12 @@
 //! What fusion knows of a graph while it decides, and the coordinate changes of views.
 
+use std::collections::HashSet;
+
 use nucleus_ir::graph::{Graph, Node, NodeData, Value, ValueDef};
 use nucleus_ir::{Dim, Op, Rate};
 
 use super::affine::{Coord, Map, reshape};
+use super::dependence::Dependence;
 use super::group::{Group, IsView};
 use crate::error::PassError;
 
@@ -18,7 +21,10 @@ pub(crate) struct State {
     pub(crate) stored: Vec<bool>,
     /// The outputs that are this value, perhaps reshaped, if it is not stored anywhere else.
     pub(crate) output: Vec<Option<usize>>,
+    /// True for values that are outputs themselves.
+    pub(crate) is_output: Vec<bool>,
     pub(crate) groups: Vec<Group>,
+    pub(crate) dependence: Dependence,
 }
 
 impl State {
@@ -29,7 +35,9 @@ impl State {
             owner: vec![None; count],
             stored: vec![false; count],
             output: vec![None; count],
+            is_output: vec![false; count],
             groups: Vec::new(),
+            dependence: Dependence::new(count),
             graph,
         };
         for (value, data) in state.graph.values() {
@@ -37,6 +45,7 @@ impl State {
         }
         for (position, output) in state.graph.outputs.iter().enumerate() {
             let mut value = output.value;
+            state.is_output[value.index()] = true;
             while let Some((node, _)) = state.graph.defining_node(value)
                 && let Op::Reshape { .. } = state.graph.node(node).op
             {
@@ -132,9 +141,7 @@ impl State {
 
     /// True if something outside group `id` reads `value`, so that it must be stored.
     pub(crate) fn needed_outside(&self, value: Value, id: usize) -> bool {
-        if self.output[value.index()].is_some()
-            || self.graph.outputs.iter().any(|output| output.value == value)
-        {
+        if self.output[value.index()].is_some() || self.is_output[value.index()] {
             return true;
         }
         self.uses[value.index()].iter().any(|node| {
@@ -143,13 +150,40 @@ impl State {
             if self.owner[result.index()] == Some(id) {
                 return false;
             }
-            let transparent = data.op.is_view()
-                || data.op.scalar().is_some()
-                || matches!(data.op, Op::Concat { .. } | Op::Gather);
             let in_a_kernel = self.stored[result.index()] || self.owner[result.index()].is_some();
-            !transparent || in_a_kernel || self.needed_outside(result, id)
+            !is_transparent(&data.op) || in_a_kernel || self.needed_outside(result, id)
         })
     }
+
+    /// Stores what the kernel of group `id` reads and other kernels compute, and returns it: the counterpart of
+    /// [`State::needed_outside`] for a group that has been added late.
+    pub(crate) fn store_operands(&mut self, id: usize) -> Vec<Value> {
+        let mut stored = Vec::new();
+        let mut seen: HashSet<Value> = HashSet::new();
+        let mut pending: Vec<Value> = self.groups[id].owned.clone();
+        while let Some(value) = pending.pop() {
+            let Some((node, _)) = self.graph.defining_node(value).filter(|_| seen.insert(value)) else {
+                continue;
+            };
+            match self.owner[value.index()] {
+                Some(owner) if owner != id => {
+                    if !std::mem::replace(&mut self.stored[value.index()], true) {
+                        stored.push(value);
+                    }
+                }
+                // A stored value has a kernel of its own, which has been looked at.
+                None if self.stored[value.index()] => {}
+                None if !is_transparent(&self.graph.node(node).op) => {}
+                _ => pending.extend_from_slice(&self.graph.node(node).operands),
+            }
+        }
+        stored
+    }
+}
+
+/// Ops that a kernel computes on the way, if their results are not stored.
+fn is_transparent(op: &Op) -> bool {
+    op.is_view() || op.scalar().is_some() || matches!(op, Op::Concat { .. } | Op::Gather)
 }
 
 impl From<nucleus_ir::DimError> for PassError {
