@@ -5,6 +5,8 @@
 //! (greedy by size, Pisarchyk and Lee, arXiv 2001.03288); sizes are compared at sample bindings, since formulas alone have no order.
 //! Offsets are running sums of slot sizes, formulas in the run-time sizes.
 
+use std::collections::BTreeMap;
+
 use nucleus_ir::dim::product;
 use nucleus_ir::{Bindings, Dim, DimError, Rate};
 use nucleus_plan::verify::sample_sizes;
@@ -18,6 +20,8 @@ const PASS: &str = "allocate";
 const ALIGNMENT: i64 = 64;
 /// The most sizes of one slot of which none is provably the largest.
 const MAX_RIVALS: usize = 4;
+/// The most slots that a buffer tries, the last ones made: a graph may keep as many buffers in use at one time as it has nodes.
+const MAX_TRIED: usize = 256;
 
 /// Gives every arena buffer its offset and the arenas their sizes.
 pub fn allocate(mut plan: Plan) -> Result<Plan, PassError> {
@@ -80,13 +84,19 @@ struct Tenant {
 /// A part of the arena that buffers share.
 struct Slot {
     buffers: Vec<usize>,
-    lives: Vec<Life>,
+    /// When the slot is taken: the last launch of every tenant, by the first.
+    taken: BTreeMap<usize, usize>,
     /// Sizes of which none is provably the largest.
     rivals: Vec<Dim>,
     at: Vec<i64>,
 }
 
 impl Slot {
+    /// True if no tenant is in use during `life`. Tenants do not overlap, so the last that begins before its end ends last.
+    fn is_free(&self, life: &Life) -> bool {
+        self.taken.range(..=life.last).next_back().is_none_or(|(_, last)| *last < life.first)
+    }
+
     fn size(&self) -> Result<Dim, DimError> {
         let mut sizes = self.rivals.iter();
         let first = sizes.next().cloned().unwrap_or(Dim::constant(0));
@@ -126,9 +136,10 @@ fn share(mut tenants: Vec<Tenant>) -> Vec<Slot> {
     });
     let mut slots: Vec<Slot> = Vec::new();
     for tenant in tenants {
-        let free = |slot: &&mut Slot| slot.lives.iter().all(|life| !life.overlaps(&tenant.life));
+        let free = |slot: &&mut Slot| slot.is_free(&tenant.life);
         let narrow = |slot: &&mut Slot| slot.rivals_with(&tenant.size).len() <= MAX_RIVALS;
-        let best = slots.iter_mut().filter(free).filter(narrow).min_by(|a, b| {
+        let untried = slots.len().saturating_sub(MAX_TRIED);
+        let best = slots[untried..].iter_mut().filter(free).filter(narrow).min_by(|a, b| {
             let (a_fit, b_fit) = (a.fit(&tenant), b.fit(&tenant));
             a_fit.0.total_cmp(&b_fit.0).then(a_fit.1.total_cmp(&b_fit.1))
         });
@@ -137,11 +148,11 @@ fn share(mut tenants: Vec<Tenant>) -> Vec<Slot> {
                 slot.rivals = slot.rivals_with(&tenant.size);
                 slot.at.iter_mut().zip(&tenant.at).for_each(|(slot, size)| *slot = (*slot).max(*size));
                 slot.buffers.push(tenant.buffer);
-                slot.lives.push(tenant.life);
+                slot.taken.insert(tenant.life.first, tenant.life.last);
             }
             None => slots.push(Slot {
                 buffers: vec![tenant.buffer],
-                lives: vec![tenant.life],
+                taken: BTreeMap::from([(tenant.life.first, tenant.life.last)]),
                 rivals: vec![tenant.size],
                 at: tenant.at,
             }),

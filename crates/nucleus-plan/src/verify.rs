@@ -22,7 +22,7 @@
 //! - once allocated: every arena buffer has an offset, a multiple of 64 and inside its arena; buffers that live at the same time do not
 //!   overlap, at sample sizes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use nucleus_ir::{Bindings, DType, Rate, TensorType};
 
@@ -337,16 +337,31 @@ impl Verifier<'_> {
             }
             placed.push((id, *rate, start, end, life));
         }
-        placed.sort_by_key(|(_, rate, start, ..)| (*rate, *start));
-        for (index, (id, rate, _, end, life)) in placed.iter().enumerate() {
-            for (other, other_rate, start, _, other_life) in &placed[index + 1..] {
-                if other_rate != rate || start >= end {
-                    break;
-                }
-                if life.overlaps(other_life) && start < end {
-                    let what = format!("overlaps b{other} while both are in use, at {bindings:?}");
-                    self.report(&format!("buffer b{id}"), what);
-                }
+        // In the order in which buffers come into use, with those in use by their place: as these do not overlap, a new one can only
+        // overlap its neighbours.
+        let forever = |life: &Life| if life.persists { (0, usize::MAX) } else { (life.first, life.last) };
+        placed.retain(|(_, _, start, end, _)| start < end);
+        placed.sort_by_key(|(id, rate, _, _, life)| (*rate, forever(life).0, *id));
+        let mut in_use: BTreeMap<i64, (usize, i64)> = BTreeMap::new();
+        let mut leaving: BTreeSet<(usize, i64)> = BTreeSet::new();
+        let mut arena = None;
+        for (id, rate, start, end, life) in placed {
+            if arena.replace(rate) != Some(rate) {
+                in_use.clear();
+                leaving.clear();
+            }
+            let (first, last) = forever(&life);
+            while let Some((until, place)) = leaving.first().copied().filter(|(until, _)| *until < first) {
+                leaving.remove(&(until, place));
+                in_use.remove(&place);
+            }
+            let below = in_use.range(..end).next_back().filter(|(_, (_, other_end))| *other_end > start);
+            if let Some((_, (other, _))) = below {
+                let what = format!("overlaps b{other} while both are in use, at {bindings:?}");
+                self.report(&format!("buffer b{id}"), what);
+            } else {
+                in_use.insert(start, (id, end));
+                leaving.insert((last, start));
             }
         }
     }

@@ -13,6 +13,8 @@ use crate::error::PassError;
 
 /// A kernel does not grow beyond this many values: functions of it are emitted, and compiled, as deep as they are long.
 const LARGEST_GROUP: usize = 256;
+/// The most passes along a row: each computes again what the ones before it computed.
+const MAX_PHASES: usize = 8;
 
 /// A reduction of a row reduction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,7 +180,8 @@ impl State {
         if !runs_along || maps.len() as i64 != group.space.unrolled {
             return Ok(false);
         }
-        let Some(phase) = self.computable(group, operand, &maps, dependence)? else { return Ok(false) };
+        let phase = self.computable(group, operand, &maps, dependence)?;
+        let Some(phase) = phase.filter(|phase| *phase < MAX_PHASES) else { return Ok(false) };
         let Kind::Rows(sums) = &mut group.kind else { return Ok(false) };
         sums.push(RowSum { node, phase, maps });
         let number = sums.len() as u32 - 1;
