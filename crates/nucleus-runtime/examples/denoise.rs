@@ -1,4 +1,4 @@
-//! Denoises latents with a Nucleus-Image checkpoint: compile once, bind weights once, then step.
+//! Denoises latents with a Nucleus-Image checkpoint: compile once, bind weights once, prepare the prompt once, then step.
 //!
 //! ```console
 //! $ cargo run --release -p nucleus-runtime --example denoise -- tests/fixtures/parity/first_three_dense 4 4
@@ -44,16 +44,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut latents: Vec<f32> = wave(tokens * latent_channels, 0.7);
     let text =
         HostTensor::from_f32(&[1, text_tokens, text_channels], &wave(text_tokens * text_channels, 1.3))?;
-    let dims = [("H".to_owned(), rows as i64), ("W".to_owned(), columns as i64)];
+    let dims = [("B".to_owned(), 1), ("H".to_owned(), rows as i64), ("W".to_owned(), columns as i64)];
+
+    // Text keys and values, rotary tables and masks are computed once per prompt and size.
+    let mut prompt_inputs = TensorMap::new();
+    prompt_inputs.insert("encoder_hidden_states", text);
+    let prompt = session.prepare(&prompt_inputs, &dims)?;
 
     for step in 0..steps {
         // Linear noise levels from 1 (pure noise) towards 0; the velocity points from noise to image.
-        let (level, next) = (1.0 - step as f32 / steps as f32, 1.0 - (step + 1) as f32 / steps as f32);
+        let level = 1.0 - step as f32 / steps as f32;
+        let next = 1.0 - (step + 1) as f32 / steps as f32;
         let mut inputs = TensorMap::new();
         inputs.insert("hidden_states", HostTensor::from_f32(&[1, tokens, latent_channels], &latents)?);
         inputs.insert("timestep", HostTensor::from_f32(&[1], &[level])?);
-        inputs.insert("encoder_hidden_states", text.clone());
-        let outputs = session.run(&inputs, &dims)?;
+        let outputs = session.step(&prompt, &inputs)?;
         let velocity = outputs.get("sample").ok_or("no output `sample`")?.to_f32_vec();
         for (latent, velocity) in latents.iter_mut().zip(&velocity) {
             *latent += (level - next) * velocity;
