@@ -106,7 +106,7 @@ impl Slot {
     /// What the slot's rivals are with one more tenant of that size.
     fn rivals_with(&self, size: &Dim) -> Vec<Dim> {
         let at_most = |a: &Dim, b: &Dim| b.sub(a).is_ok_and(|difference| is_nonnegative(&difference));
-        if self.rivals.iter().any(|rival| at_most(size, rival)) {
+        if self.rivals.contains(size) || self.rivals.iter().any(|rival| at_most(size, rival)) {
             return self.rivals.clone();
         }
         let mut rivals: Vec<Dim> =
@@ -137,7 +137,9 @@ fn share(mut tenants: Vec<Tenant>) -> Vec<Slot> {
     let mut slots: Vec<Slot> = Vec::new();
     for tenant in tenants {
         let free = |slot: &&mut Slot| slot.is_free(&tenant.life);
-        let narrow = |slot: &&mut Slot| slot.rivals_with(&tenant.size).len() <= MAX_RIVALS;
+        let narrow = |slot: &&mut Slot| {
+            slot.rivals.contains(&tenant.size) || slot.rivals_with(&tenant.size).len() <= MAX_RIVALS
+        };
         let untried = slots.len().saturating_sub(MAX_TRIED);
         let best = slots[untried..].iter_mut().filter(free).filter(narrow).min_by(|a, b| {
             let (a_fit, b_fit) = (a.fit(&tenant), b.fit(&tenant));

@@ -77,8 +77,10 @@ pub(crate) fn order_launches(mut plan: Plan) -> Result<Plan, PassError> {
     let key = |position: usize, fresh: &[usize]| {
         (plan.launches[position].stage, std::cmp::Reverse(fresh[position]), position)
     };
-    let mut ready: BTreeSet<_> =
-        (0..count).filter(|position| waits.waiting[*position] == 0).map(|position| key(position, &fresh)).collect();
+    let mut ready: BTreeSet<_> = (0..count)
+        .filter(|position| waits.waiting[*position] == 0)
+        .map(|position| key(position, &fresh))
+        .collect();
     let mut order = Vec::with_capacity(count);
     while let Some((_, _, position)) = ready.pop_first() {
         order.push(position);

@@ -12,6 +12,7 @@ pub mod cost;
 pub mod kernel;
 pub mod lifetime;
 pub mod plan;
+pub mod races;
 pub mod reference;
 pub mod scalar;
 pub mod text;
@@ -24,5 +25,6 @@ pub use kernel::{
 };
 pub use lifetime::{Life, lifetimes};
 pub use plan::{Launch, Plan, PlanInput, PlanOutput};
+pub use races::check_races;
 pub use scalar::{Access, Indirect, ScalarFunction, Size, Step, StepId};
 pub use verify::{PlanError, verify_plan};

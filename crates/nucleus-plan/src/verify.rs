@@ -18,7 +18,8 @@
 //! - stages do not decrease; a stage reads no input that may change after it;
 //! - outputs are written per step;
 //! - what is read was written by an earlier launch, and is not written afterwards; weights and inputs are never written;
-//! - at sample sizes, direct accesses stay inside their buffers;
+//! - at sample sizes, direct accesses stay inside their buffers, and no point of a launch touches what another stores;
+//! - a launch binds a buffer that it writes to one operand only;
 //! - once allocated: every arena buffer has an offset, a multiple of 64 and inside its arena; buffers that live at the same time do not
 //!   overlap, at sample sizes.
 
@@ -30,6 +31,7 @@ use crate::buffer::Place;
 use crate::kernel::{Anchor, Kernel, OperandMode};
 use crate::lifetime::{Life, lifetimes};
 use crate::plan::Plan;
+use crate::races::check_races;
 use crate::scalar::{Access, ScalarFunction, Size, Step};
 
 /// One broken invariant.
@@ -52,6 +54,8 @@ const MAX_STEPS: usize = 1 << 16;
 const MAX_PARTS: usize = 1 << 12;
 /// The most axes of an iteration space.
 const MAX_AXES: usize = 64;
+/// The most pairs of accesses that are kept apart, in all launches together; the released model has about two thousand.
+const MAX_PAIRS: usize = 1 << 22;
 
 /// Checks every invariant; see the [module documentation](self). All violations are reported, up to a limit.
 pub fn verify_plan(plan: &Plan) -> Result<(), Vec<PlanError>> {
@@ -250,8 +254,13 @@ impl Verifier<'_> {
                     }
                 }
             }
+            let mut uses: HashMap<u32, u32> = HashMap::new();
+            launch.operands.iter().for_each(|id| *uses.entry(id.0).or_default() += 1);
             for (_, (id, operand)) in bound() {
                 let index = id.0 as usize;
+                if operand.mode != OperandMode::Read && uses[&id.0] > 1 {
+                    self.report(&place, format!("b{index} is written and bound to another operand too"));
+                }
                 let Some(buffer) = plan.buffers.get(index).filter(|_| operand.mode != OperandMode::Read)
                 else {
                     continue;
@@ -281,10 +290,14 @@ impl Verifier<'_> {
     /// Direct accesses reach from their offset up to the last point of their space.
     fn accesses(&mut self, bindings: &Bindings) {
         let plan = self.plan;
+        let mut pairs = MAX_PAIRS;
         for (position, launch) in plan.launches.iter().enumerate() {
             let kernel = plan.kernel(launch.kernel);
             let sizes: Result<Vec<i64>, _> = launch.sizes.iter().map(|size| size.eval(bindings)).collect();
             let Ok(sizes) = sizes else { continue };
+            if let Err((slot, why)) = check_races(kernel, &sizes, &mut pairs) {
+                self.report(&format!("launch {position}"), format!("{slot}: {why}, at {bindings:?}"));
+            }
             for (name, extents, function) in kernel.anchor.slots() {
                 let extents: Vec<i64> = extents.iter().map(|extent| extent.value(&sizes)).collect();
                 if extents.iter().any(|extent| *extent <= 0) {

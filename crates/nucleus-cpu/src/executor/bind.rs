@@ -1,12 +1,15 @@
 //! From symbolic to actual sizes: everything about a run that follows from the run-time dims, checked once.
 
 use nucleus_ir::{Bindings, Dim, Rate};
-use nucleus_plan::{Anchor, BufferId, Kernel, Launch, OperandMode, Place, Plan, Size};
+use nucleus_plan::{Anchor, BufferId, Kernel, Launch, OperandMode, Place, Plan, Size, check_races};
 
 use super::bounds::{points, range, split_accesses};
 use super::error::{BindError, ExecuteError};
 use super::slots::{dense_operands, slots};
 use super::table::{BufferPointer, BufferTable};
+
+/// The most pairs of accesses whose points are proved apart, in all launches together; the released model has about two thousand.
+const MAX_PAIRS: usize = 1 << 22;
 
 /// A plan's sizes for one binding of its dims.
 #[derive(Clone, Debug)]
@@ -36,8 +39,8 @@ impl BoundPlan {
     /// Evaluates every size of `plan`; the memory of all arenas, and of any one buffer, is at most `limit` bytes.
     ///
     /// # Errors
-    /// A dim has no value or one below 1, a constraint does not hold, a size overflows or exceeds the limit, or a launch would leave
-    /// its buffers.
+    /// A dim has no value or one below 1, a constraint does not hold, a size overflows or exceeds the limit, a launch would leave its
+    /// buffers, or one of its points would touch what another stores.
     pub fn new(plan: &Plan, dims: &Bindings, limit: u64) -> Result<BoundPlan, BindError> {
         for symbol in &plan.dims {
             let why = match dims.get(symbol) {
@@ -119,13 +122,15 @@ impl BoundPlan {
             return Err(BindError::Memory { what, needed: total, limit });
         }
         let mut launches = Vec::with_capacity(plan.launches.len());
+        let mut pairs = MAX_PAIRS;
         for (position, launch) in plan.launches.iter().enumerate() {
             let at = || format!("launch {position}");
             let sizes: Result<Vec<i64>, BindError> = launch.sizes.iter().map(|dim| eval(dim, &at)).collect();
             let sizes = sizes?;
             let kernel = plan.kernel(launch.kernel);
             check_launch(kernel, launch, &sizes, &buffers)
-                .and_then(|()| check_indices_stay(kernel, launch, &buffers))
+                .and_then(|()| check_operands_apart(plan, kernel, launch, &buffers))
+                .and_then(|()| check_races(kernel, &sizes, &mut pairs))
                 .map_err(|(slot, why)| BindError::Bounds {
                     launch: position,
                     place: place(plan, launch),
@@ -196,47 +201,56 @@ fn bookkeeping_bytes(anchor: &Anchor, sizes: &[i64]) -> u128 {
     runs.saturating_mul(128).saturating_sub(1 << 20)
 }
 
-/// Indices are looked at before a launch uses them, so it must not write where they lie.
-fn check_indices_stay(
+/// Checks that what a launch writes lies nowhere else among its operands: points are proved not to meet operand by operand, and
+/// indices are looked at before a launch uses them.
+fn check_operands_apart(
+    plan: &Plan,
     kernel: &Kernel,
     launch: &Launch,
     buffers: &[BoundBuffer],
 ) -> Result<(), (String, String)> {
-    let mut indices: Vec<(String, u32)> = Vec::new();
-    for slot in slots(&kernel.anchor) {
-        let through = slot.function.accesses().filter_map(|access| access.indirect.as_ref());
-        indices.extend(through.map(|indirect| (slot.name.clone(), indirect.index.operand)));
+    // Operands in the order of where they lie: arenas by offset, others by buffer.
+    let mut places: Vec<(MemoryOf<'_>, usize, usize, usize)> = Vec::with_capacity(launch.operands.len());
+    for (operand, id) in launch.operands.iter().enumerate() {
+        let bound = &buffers[id.0 as usize];
+        let (memory, start) = match (&plan.buffer(*id).place, bound.arena) {
+            (_, Some((rate, start))) => (MemoryOf::Arena(rate), start),
+            (Place::State(name), None) => (MemoryOf::State(name), 0),
+            _ => (MemoryOf::Buffer(id.0), 0),
+        };
+        if bound.bytes > 0 {
+            places.push((memory, start, start.saturating_add(bound.bytes), operand));
+        }
     }
-    if let Anchor::InvertIndex(invert) = &kernel.anchor {
-        indices.push(("index".to_owned(), invert.index));
-    }
-    let lies = |operand: u32| {
-        let buffer = launch.operands[operand as usize];
-        let bound = &buffers[buffer.0 as usize];
-        (buffer, bound.arena, bound.bytes)
-    };
-    for (slot, index) in indices {
-        for written in (0..kernel.operands.len() as u32)
-            .filter(|operand| kernel.operands[*operand as usize].mode != OperandMode::Read)
-        {
-            let ((a, a_arena, a_bytes), (b, b_arena, b_bytes)) = (lies(index), lies(written));
-            let overlap = match (a_arena, b_arena) {
-                (Some((a_rate, a_start)), Some((b_rate, b_start))) => {
-                    a_rate == b_rate
-                        && a_start < b_start.saturating_add(b_bytes)
-                        && b_start < a_start.saturating_add(a_bytes)
-                }
-                _ => false,
-            };
-            if a == b || overlap {
-                return Err((
-                    slot,
-                    format!("the indices in operand {index} lie where operand {written} is written"),
-                ));
-            }
+    places.sort_unstable();
+    let written = |operand: usize| kernel.operands[operand].mode != OperandMode::Read;
+    // The operands so far that reach farthest: of all, and of those that are written.
+    let (mut any, mut stored): (Option<(usize, usize)>, Option<(usize, usize)>) = (None, None);
+    let mut memory = None;
+    for (of, start, end, operand) in places {
+        if memory.replace(of) != Some(of) {
+            (any, stored) = (None, None);
+        }
+        let other = if written(operand) { any } else { stored };
+        if let Some((_, other)) = other.filter(|(reach, _)| start < *reach) {
+            let (first, second) = (other.min(operand), other.max(operand));
+            let why = format!("operands {first} and {second} share memory, and one is written");
+            return Err(("operands".to_owned(), why));
+        }
+        any = any.max(Some((end, operand)));
+        if written(operand) {
+            stored = stored.max(Some((end, operand)));
         }
     }
     Ok(())
+}
+
+/// What an operand is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum MemoryOf<'a> {
+    Arena(Rate),
+    State(&'a str),
+    Buffer(u32),
 }
 
 /// Checks that a launch stays inside its buffers; indirect accesses are checked when it runs.

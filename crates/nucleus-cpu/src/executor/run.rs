@@ -71,8 +71,8 @@ impl CpuProgram {
     ///
     /// # Safety
     /// Every buffer of the table points to as much memory as it says, alive and used by nothing else until this returns; buffers
-    /// that launches only read may be shared. The plan is one that `nucleus_plan`'s verifier accepts: the points of a launch do
-    /// not write what others of its points touch.
+    /// that launches only read may be shared. The plan is one that `nucleus_plan`'s verifier accepts. That the points of a launch do
+    /// not write what others of its points touch was proved when its sizes were bound.
     pub unsafe fn execute(
         &self,
         bound: &BoundPlan,

@@ -4,7 +4,7 @@ use nucleus_cpu::{BindError, BoundPlan, CompileError, CpuProgram, ExecuteError, 
 
 use crate::harness::{Case, DEFAULT, bindings, expected, plan, run};
 
-const GATHER: &str = "
+pub(crate) const GATHER: &str = "
     dim N, S;
     input x: f32[S, 4] per step;
     input index: i32[N] per step;
@@ -26,7 +26,7 @@ fn compile(text: &str) -> Result<CpuProgram, CompileError> {
     CpuProgram::compile(plan(text), Options { threads: 1, ..Options::default() })
 }
 
-fn bind(text: &str, dims: &[(&str, i64)]) -> Result<BoundPlan, BindError> {
+pub(crate) fn bind(text: &str, dims: &[(&str, i64)]) -> Result<BoundPlan, BindError> {
     compile(text).unwrap().bind(&bindings(dims))
 }
 
@@ -74,12 +74,12 @@ fn indices_that_the_launch_itself_writes() {
 ";
     // The indices are looked at before the launch, which would then change them.
     let error = bind(text, &[("N", 3)]).unwrap_err().to_string();
-    assert!(error.contains("the indices in operand 1 lie where operand 2 is written"), "{error}");
-    assert!(bind(&text.replace("k0(b0, b1, b1)", "k0(b1, b0, b1)"), &[("N", 3)]).is_ok());
+    assert!(error.contains("operands 1 and 2 share memory, and one is written"), "{error}");
+    assert!(bind(&text.replace("k0(b0, b1, b1)", "k0(b0, b0, b1)"), &[("N", 3)]).is_ok());
 }
 
 /// A product whose factors are one element each, repeated.
-fn repeated(depth: i64) -> String {
+pub(crate) fn repeated(depth: i64) -> String {
     format!(
         "
     dim N;

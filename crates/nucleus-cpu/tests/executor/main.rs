@@ -9,6 +9,7 @@ mod errors;
 mod graphs;
 mod harness;
 mod maps;
+mod races;
 mod random_functions;
 mod reductions;
 mod routing;

@@ -140,12 +140,7 @@ impl State {
     }
 
     /// True if `value` can be computed at the group's points; then it is counted in.
-    fn join(
-        &self,
-        group: &mut Group,
-        value: Value,
-        dependence: &mut Dependence,
-    ) -> Result<bool, PassError> {
+    fn join(&self, group: &mut Group, value: Value, dependence: &mut Dependence) -> Result<bool, PassError> {
         let full = group.owned.len() >= LARGEST_GROUP;
         if full || self.owner[value.index()].is_some() || self.rate(value) != group.rate {
             return Ok(false);

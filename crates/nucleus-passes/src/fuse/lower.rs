@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use nucleus_ir::graph::{Node, NodeData, Value};
 use nucleus_ir::{DType, Dim, Op, Rate, ScalarOp, dim::product};
 use nucleus_plan::{
-    Anchor, Attention, Contraction, ExpertChoice, InvertIndex, Kernel, KernelId, KeySegment, Launch, Map as MapAnchor,
-    OperandMode, Phase, Plan, Reduction, ReductionOp, RowReduction, ScalarFunction, SegmentSum, Size, Step,
+    Anchor, Attention, Contraction, ExpertChoice, InvertIndex, Kernel, KernelId, KeySegment, Launch,
+    Map as MapAnchor, OperandMode, Phase, Plan, Reduction, ReductionOp, RowReduction, ScalarFunction,
+    SegmentSum, Size, Step,
 };
 
 use super::affine::{Coord, Map};

@@ -27,8 +27,8 @@ mod state;
 
 use std::collections::HashSet;
 
-use nucleus_ir::graph::{Graph, Value};
 use nucleus_ir::Rate;
+use nucleus_ir::graph::{Graph, Value};
 use nucleus_plan::{Buffer, BufferId, Place, Plan, PlanInput, PlanOutput};
 
 use crate::error::PassError;
@@ -160,7 +160,8 @@ fn store_missing(
         if !progress {
             let what = match part {
                 Part::Group(id) => {
-                    let op = state.def(state.groups[id].owned[0]).map_or("a value", |(_, data)| data.op.name());
+                    let op =
+                        state.def(state.groups[id].owned[0]).map_or("a value", |(_, data)| data.op.name());
                     format!("kernel {id}, which computes {op}, cannot read a value that it needs")
                 }
                 Part::Copy(position) => format!("output {position} cannot be read"),

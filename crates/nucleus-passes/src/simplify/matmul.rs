@@ -6,6 +6,7 @@
 use nucleus_ir::graph::Value;
 use nucleus_ir::{Dim, Float, Op};
 
+use super::movement::MAX_PIECES;
 use super::{Rewriter, Site};
 use crate::error::PassError;
 
@@ -53,7 +54,9 @@ pub(super) fn split_concat(rewriter: &mut Rewriter<'_>, site: &Site<'_>) -> Resu
     };
     let rank = rewriter.shape(*a).len();
     let pieces = match rewriter.op(*a) {
-        Some((Op::Concat { axis }, pieces)) if *axis + 1 == rank && rewriter.shape(*b).len() == 2 => {
+        Some((Op::Concat { axis }, pieces))
+            if *axis + 1 == rank && rewriter.shape(*b).len() == 2 && pieces.len() <= MAX_PIECES =>
+        {
             pieces.to_vec()
         }
         _ => return Ok(None),

@@ -8,8 +8,8 @@ use super::{Rewriter, Site};
 use crate::error::PassError;
 
 /// The most pieces of a concatenation that joining concatenations makes: where one is a piece of itself twice over, again and again,
-/// their number is exponential in the length of the text.
-const MAX_PIECES: usize = 64;
+/// their number is exponential in the length of the text. Nor do uses of a concatenation look through more pieces: both may be many.
+pub(super) const MAX_PIECES: usize = 64;
 
 /// A reshape, broadcast, transpose or slice that changes nothing → its operand; a concatenation of one piece → the piece.
 pub(super) fn identity(rewriter: &mut Rewriter<'_>, site: &Site<'_>) -> Result<Option<Value>, PassError> {
@@ -87,7 +87,7 @@ fn result_shape(rewriter: &Rewriter<'_>, site: &Site<'_>) -> Result<Vec<Dim>, Pa
 pub(super) fn slice(rewriter: &mut Rewriter<'_>, site: &Site<'_>) -> Result<Option<Value>, PassError> {
     let (Op::Slice { axis, start, end }, [x]) = (site.op, site.operands) else { return Ok(None) };
     match rewriter.op(*x) {
-        Some((Op::Concat { axis: joined }, pieces)) if joined == axis => {
+        Some((Op::Concat { axis: joined }, pieces)) if joined == axis && pieces.len() <= MAX_PIECES => {
             let pieces = pieces.to_vec();
             let mut offset = Dim::constant(0);
             for piece in pieces {
