@@ -225,7 +225,8 @@ fn check_operands_apart(
     places.sort_unstable();
     let written = |operand: usize| kernel.operands[operand].mode != OperandMode::Read;
     // The operands so far that reach farthest: of all, and of those that are written.
-    let (mut any, mut stored): (Option<(usize, usize)>, Option<(usize, usize)>) = (None, None);
+    let mut any: Option<(usize, usize)> = None;
+    let mut stored: Option<(usize, usize)> = None;
     let mut memory = None;
     for (of, start, end, operand) in places {
         if memory.replace(of) != Some(of) {
