@@ -82,13 +82,4 @@ impl Plan {
     pub fn buffer(&self, id: BufferId) -> &Buffer {
         &self.buffers[id.0 as usize]
     }
-
-    /// The kernel equal to `kernel`, added if there is none yet.
-    pub fn intern(&mut self, kernel: Kernel) -> KernelId {
-        let position = self.kernels.iter().position(|known| *known == kernel).unwrap_or_else(|| {
-            self.kernels.push(kernel);
-            self.kernels.len() - 1
-        });
-        KernelId(position as u32)
-    }
 }

@@ -13,9 +13,9 @@ use nucleus_ir::graph::{Value, ValueDef};
 
 use super::state::State;
 
-/// The most uses that all searches of one graph follow; the released model takes less than a thousandth. Beyond it a value counts as
+/// The most uses that all searches of one graph follow; the released model takes less than a hundredth. Beyond it a value counts as
 /// dependent, and kernels take over less.
-const BUDGET: usize = 1 << 25;
+pub(super) const BUDGET: usize = 1 << 25;
 
 /// The search for the group being formed, and what earlier groups say about where it may stop.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub(crate) struct Dependence {
     entered: HashSet<usize>,
     /// For every value, the next value after which no kernel reaches from before to behind; a union-find structure.
     ends: Vec<usize>,
-    budget: usize,
+    pub(super) budget: usize,
 }
 
 impl Dependence {

@@ -171,3 +171,6 @@ fn store_missing(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that fails panics")]
 
+mod hostile;
 mod model;
 mod programs;
 mod random;
