@@ -54,7 +54,7 @@ const MAX_STEPS: usize = 1 << 16;
 const MAX_PARTS: usize = 1 << 12;
 /// The most axes of an iteration space.
 const MAX_AXES: usize = 64;
-/// The most pairs of accesses that are kept apart, in all launches together; the released model has about two thousand.
+/// The most pairs of accesses that are kept apart, in all launches together. Most launches have one or two.
 const MAX_PAIRS: usize = 1 << 22;
 
 /// Checks every invariant; see the [module documentation](self). All violations are reported, up to a limit.

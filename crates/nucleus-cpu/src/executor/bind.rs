@@ -8,7 +8,7 @@ use super::error::{BindError, ExecuteError};
 use super::slots::{dense_operands, slots};
 use super::table::{BufferPointer, BufferTable};
 
-/// The most pairs of accesses whose points are proved apart, in all launches together; the released model has about two thousand.
+/// The most pairs of accesses whose points are proved apart, in all launches together. Most launches have one or two.
 const MAX_PAIRS: usize = 1 << 22;
 
 /// A plan's sizes for one binding of its dims.
