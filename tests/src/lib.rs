@@ -3,4 +3,5 @@
 pub mod backend;
 pub mod evaluation;
 pub mod parity;
+pub mod scalars;
 pub mod tensors;

@@ -13,6 +13,7 @@ use nucleus_passes::elaborate::{Config, Program};
 use nucleus_passes::pipeline::{CompileOptions, Form, PASSES, PassKind, compile_to};
 use nucleus_passes::simplify::simplify;
 use nucleus_tests::evaluation::{MadeUp, largest_difference};
+use nucleus_tests::scalars::{operand_types, scalar_ops};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
@@ -182,52 +183,6 @@ fn values(dtype: DType) -> &'static [f64] {
         DType::I32 => &INTEGERS,
         DType::Bool => &TRUTHS,
     }
-}
-
-fn scalar_ops() -> Vec<Op> {
-    let mut ops = vec![
-        Op::Neg,
-        Op::Abs,
-        Op::Exp,
-        Op::Log,
-        Op::Sqrt,
-        Op::Rsqrt,
-        Op::Tanh,
-        Op::Sigmoid,
-        Op::Sin,
-        Op::Cos,
-        Op::Add,
-        Op::Sub,
-        Op::Mul,
-        Op::Div,
-        Op::Max,
-        Op::Min,
-        Op::Less,
-        Op::LessEqual,
-        Op::Equal,
-        Op::And,
-        Op::Or,
-        Op::Not,
-        Op::Select,
-    ];
-    ops.extend(DType::ALL.map(|to| Op::Cast { to }));
-    ops
-}
-
-/// Every list of operand types that `op` takes.
-fn operand_types(op: &Op) -> Vec<Vec<DType>> {
-    let scalar = op.scalar().unwrap();
-    let mut lists = vec![Vec::new()];
-    for _ in 0..scalar.arity() {
-        lists = lists
-            .into_iter()
-            .flat_map(|list: Vec<DType>| {
-                DType::ALL.map(|dtype| list.iter().copied().chain([dtype]).collect::<Vec<_>>())
-            })
-            .collect();
-    }
-    lists.retain(|list| scalar.result(list).is_some());
-    lists
 }
 
 /// The same bits, any NaN for any other.

@@ -124,7 +124,7 @@ impl Artifact {
         Ok(Artifact { path: path.to_path_buf(), compiled, weights })
     }
 
-    /// True if the file at `path` begins like a safetensors file whose metadata names the format; texts are not artifacts.
+    /// True for a name that ends in `.nuc`; everything else is taken for a model's text or a checkpoint.
     pub fn is_artifact(path: &Path) -> bool {
         path.extension().is_some_and(|extension| extension == "nuc")
     }

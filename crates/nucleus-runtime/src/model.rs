@@ -235,28 +235,41 @@ impl Model {
         dtype: DType,
         observer: &mut dyn Observer,
     ) -> Result<Plan, ModelError> {
+        let last = PASSES.last().map_or("", |pass| pass.name);
+        match self.compile_to(entry, dtype, observer, last)? {
+            Form::Plan(plan) => Ok(plan),
+            Form::Graph(_) => Err(unsupported(entry, last, "the last pass does not make a plan".to_owned())),
+        }
+    }
+
+    /// The graph of an entry with the casts of products in `dtype`: what a plan for that type computes, as the evaluator can run it.
+    ///
+    /// # Errors
+    /// As for [`Model::compile`].
+    pub fn graph_in(&self, entry: &str, dtype: DType) -> Result<Graph, ModelError> {
+        let last = "precision";
+        match self.compile_to(entry, dtype, &mut (), last)? {
+            Form::Graph(graph) => Ok(graph),
+            Form::Plan(_) => Err(unsupported(entry, last, "the pass does not make a graph".to_owned())),
+        }
+    }
+
+    fn compile_to(
+        &self,
+        entry: &str,
+        dtype: DType,
+        observer: &mut dyn Observer,
+        last: &'static str,
+    ) -> Result<Form, ModelError> {
         self.check_entry(entry)?;
         let options = CompileOptions { dtype, ..CompileOptions::default() };
-        let last = PASSES.last().map_or("", |pass| pass.name);
-        match compile_to(&self.program, &self.config, entry, &options, observer, last) {
-            Ok(Form::Plan(plan)) => Ok(plan),
-            Ok(Form::Graph(_)) => {
-                let what = "the last pass does not make a plan".to_owned();
-                Err(ModelError::Pass {
-                    entry: entry.to_owned(),
-                    source: PassError::Unsupported { pass: last, what },
-                })
-            }
-            Err(CompileError::Program(diagnostics)) => Err(rendered(&self.sources, &diagnostics)),
-            Err(CompileError::Pass(source)) => Err(ModelError::Pass { entry: entry.to_owned(), source }),
-            Err(error @ CompileError::NoStage { .. }) => {
-                let what = error.to_string();
-                Err(ModelError::Pass {
-                    entry: entry.to_owned(),
-                    source: PassError::Unsupported { pass: last, what },
-                })
-            }
-        }
+        compile_to(&self.program, &self.config, entry, &options, observer, last).map_err(
+            |error| match error {
+                CompileError::Program(diagnostics) => rendered(&self.sources, &diagnostics),
+                CompileError::Pass(source) => ModelError::Pass { entry: entry.to_owned(), source },
+                error @ CompileError::NoStage { .. } => unsupported(entry, last, error.to_string()),
+            },
+        )
     }
 
     /// The name of the entry to use: the one given, or the first.
@@ -280,11 +293,10 @@ impl Model {
         let known = entries.into_iter().map(str::to_owned).collect();
         Err(ModelError::NoEntry { name: name.to_owned(), known })
     }
+}
 
-    /// Diagnostics about this model's texts as an error.
-    pub fn diagnostics(&self, diagnostics: &[Diagnostic]) -> ModelError {
-        rendered(&self.sources, diagnostics)
-    }
+fn unsupported(entry: &str, pass: &'static str, what: String) -> ModelError {
+    ModelError::Pass { entry: entry.to_owned(), source: PassError::Unsupported { pass, what } }
 }
 
 fn rendered(sources: &SourceMap, diagnostics: &[Diagnostic]) -> ModelError {

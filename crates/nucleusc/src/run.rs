@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use anyhow::Context;
-use nucleus_passes::pipeline::{CompileOptions, Form, compile_to};
 use nucleus_runtime::reference::run_reference;
 use nucleus_runtime::{Session, SessionOptions, TensorMap};
 use serde_json::json;
@@ -93,15 +92,6 @@ pub fn session(source: Source, arguments: &SessionArguments) -> anyhow::Result<S
 /// The entry run by the evaluator: for f32 as it was elaborated, for bf16 with the casts of the precision pass.
 fn interpret(source: &Source, arguments: &SessionArguments, inputs: &TensorMap) -> anyhow::Result<TensorMap> {
     let entry = source.model.entry(arguments.entry.as_deref())?;
-    // The whole pass list would do as well; the graph before fusion is the last form that the evaluator runs.
-    let options = CompileOptions { dtype: source.dtype, ..CompileOptions::default() };
-    let compiled =
-        compile_to(source.model.program(), source.model.config(), entry, &options, &mut (), "precision");
-    let graph = match compiled {
-        Ok(Form::Graph(graph)) => graph,
-        Ok(Form::Plan(_)) => anyhow::bail!("the precision pass does not make a graph"),
-        // The diagnostics of elaboration need the model's texts.
-        Err(_) => source.model.graph(entry)?,
-    };
+    let graph = source.model.graph_in(entry, source.dtype)?;
     Ok(run_reference::<f32>(&graph, &source.weights, inputs, &arguments.dims)?)
 }

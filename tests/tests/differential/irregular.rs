@@ -9,6 +9,7 @@ use nucleus_ir::ops::op_table;
 use nucleus_ir::{Bindings, DType, Float, Graph, Op};
 use nucleus_runtime::{HostTensor, TensorMap};
 use nucleus_tests::backend::{Backend, compiled};
+use nucleus_tests::scalars::{operand_types, scalar_ops};
 use nucleus_tests::tensors::{answer, evaluated};
 
 use crate::builder::{Builder, Leaves, size};
@@ -46,48 +47,6 @@ const FLOATS: [f32; 29] = [
     3.140_625,
 ];
 const INTEGERS: [i32; 9] = [0, 1, -1, 7, -100, 16_777_217, 65_536, i32::MAX, i32::MIN];
-
-fn scalar_ops() -> Vec<Op> {
-    let mut ops = vec![
-        Op::Neg,
-        Op::Abs,
-        Op::Exp,
-        Op::Log,
-        Op::Sqrt,
-        Op::Rsqrt,
-        Op::Tanh,
-        Op::Sigmoid,
-        Op::Sin,
-        Op::Cos,
-        Op::Add,
-        Op::Sub,
-        Op::Mul,
-        Op::Div,
-        Op::Max,
-        Op::Min,
-        Op::Less,
-        Op::LessEqual,
-        Op::Equal,
-        Op::And,
-        Op::Or,
-        Op::Not,
-        Op::Select,
-    ];
-    ops.extend(DType::ALL.map(|to| Op::Cast { to }));
-    ops
-}
-
-/// Every list of operand types that a scalar op takes.
-fn operand_types(op: &Op) -> Vec<Vec<DType>> {
-    let scalar = op.scalar().unwrap();
-    let mut lists = vec![Vec::new()];
-    for _ in 0..scalar.arity() {
-        let longer = |list: &Vec<DType>| DType::ALL.map(|dtype| [list.as_slice(), &[dtype]].concat());
-        lists = lists.iter().flat_map(longer).collect();
-    }
-    lists.retain(|list| scalar.result(list).is_some());
-    lists
-}
 
 /// The numbers of a type, `repeat` times each, over and over.
 fn numbers(dtype: DType, repeat: usize, count: usize) -> HostTensor {

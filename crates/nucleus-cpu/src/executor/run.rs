@@ -1,7 +1,6 @@
 //! The launches of a stage in order.
 
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
@@ -24,19 +23,6 @@ use crate::program::CpuProgram;
 pub struct Profile {
     /// Seconds by the launch's number in the plan.
     pub seconds: Vec<f64>,
-}
-
-impl Profile {
-    /// Seconds and launches by the anchor's name.
-    pub fn by_anchor(&self, plan: &Plan) -> BTreeMap<&'static str, (f64, usize)> {
-        let mut totals = BTreeMap::new();
-        for (launch, &seconds) in plan.launches.iter().zip(&self.seconds) {
-            let total = totals.entry(plan.kernel(launch.kernel).anchor.name()).or_insert((0.0, 0));
-            total.0 += seconds;
-            total.1 += 1;
-        }
-        totals
-    }
 }
 
 /// What a thread said when it panicked.
