@@ -5,14 +5,19 @@ use criterion::{Criterion, Throughput};
 use nucleus_benches::kernel_cases::{
     ATTENTION_TOKENS, AttentionCase, GEMM_SHAPES, GemmCase, peak_on_all_threads,
 };
-use nucleus_cpu::kernels::{Isa, Operand};
+use nucleus_cpu::kernels::{Element, Isa, Operand};
 use nucleus_cpu::threads::Threads;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let threads = Threads::new(0)?;
     let isa = Isa::select()?;
     let mut criterion = Criterion::default().configure_from_args().sample_size(10);
-    for (operand, name) in [(Operand::F32, "f32"), (Operand::Bf16, "bf16")] {
+    let kinds = [
+        (Operand::F32, Element::F32, "f32"),
+        (Operand::Bf16, Element::Bf16, "bf16"),
+        (Operand::Bf16, Element::I8, "bf16-i8"),
+    ];
+    for (operand, weights, name) in kinds {
         let mut group = criterion.benchmark_group("limit");
         group.throughput(Throughput::Elements(peak_on_all_threads(&threads, isa, operand, 100_000) as u64));
         group.bench_function(name, |bencher| {
@@ -28,7 +33,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 (2 * shape.experts * shape.rows * shape.k * shape.n * shape.segments) as u64,
             ));
             group.bench_function(id, |bencher| {
-                let case = case.get_or_insert_with(|| GemmCase::new(&threads, isa, operand, shape));
+                let case =
+                    case.get_or_insert_with(|| GemmCase::new(&threads, isa, (operand, weights), shape));
                 bencher.iter(|| case.run(&threads));
             });
         }

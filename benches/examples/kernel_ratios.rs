@@ -1,14 +1,14 @@
-//! `cargo run --release -p nucleus-benches --example kernel_ratios [THREADS [FILTER]]`: the micro-kernels' speed as a
-//! fraction of what the machine can do in registers. Kernel and limit run alternately, so that other work on the
+//! `cargo run --release -p nucleus-benches --example kernel_ratios [THREADS [FILTER [ROWS,COLUMNS,DEPTH]]]`: the
+//! micro-kernels' speed as a fraction of what the machine can do in registers, with another blocking on request. Kernel and limit run alternately, so that other work on the
 //! machine slows both; the best of each counts, and the median of their ratios.
 #![expect(clippy::print_stdout, reason = "its output is its purpose")]
 
 use std::time::Instant;
 
 use nucleus_benches::kernel_cases::{
-    ATTENTION_TOKENS, AttentionCase, GEMM_SHAPES, GemmCase, peak_on_all_threads,
+    ATTENTION_TOKENS, AttentionCase, GEMM_SHAPES, GemmCase, GemmShape, peak_on_all_threads,
 };
-use nucleus_cpu::kernels::{Isa, Operand};
+use nucleus_cpu::kernels::{Blocking, Element, Isa, Operand};
 use nucleus_cpu::threads::Threads;
 
 const ROUNDS: usize = 15;
@@ -17,23 +17,35 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let threads = Threads::new(arguments.next().map_or(Ok(0), |count| count.parse())?)?;
     let filter = arguments.next().unwrap_or_default();
+    let sizes: Vec<usize> = match arguments.next() {
+        Some(text) => text.split(',').map(str::parse).collect::<Result<_, _>>()?,
+        None => Vec::new(),
+    };
+    let blocking = match sizes[..] {
+        [] => None,
+        [rows, columns, depth] => Some(Blocking { rows, columns, depth }),
+        _ => return Err("a blocking is ROWS,COLUMNS,DEPTH".into()),
+    };
     let isa = Isa::select()?;
     println!("{isa}, {} threads", threads.count());
     println!(
         "{:<36} {:>8} {:>8} {:>6} {:>7} {:>8}",
         "kernel", "GFLOP/s", "limit", "best", "median", "GB/s of B"
     );
-    for operand in [Operand::F32, Operand::Bf16] {
-        for shape in GEMM_SHAPES.iter().filter(|shape| shape.name.contains(&filter)) {
-            let mut case = GemmCase::new(&threads, isa, operand, *shape);
-            let name = format!(
-                "{} {operand:?} {}x{}x{}x{}·{}",
-                shape.name, shape.experts, shape.rows, shape.k, shape.n, shape.segments
-            );
+    let kinds = [(Operand::F32, Element::F32), (Operand::Bf16, Element::Bf16), (Operand::Bf16, Element::I8)];
+    for (operand, weights) in kinds {
+        for shape in GEMM_SHAPES {
+            let GemmShape { name, experts, rows, k, n, segments } = shape;
+            let name = format!("{name} {weights:?} {experts}x{rows}x{k}x{n}·{segments}");
+            if !name.contains(&filter) {
+                continue;
+            }
+            let mut case = GemmCase::new(&threads, isa, (operand, weights), shape);
+            case.blocking = blocking.unwrap_or(case.blocking);
             let (flops, bytes) = (case.flops(), case.weight_bytes());
             measure(&threads, isa, operand, &name, flops, bytes, || case.run(&threads));
         }
-        for tokens in ATTENTION_TOKENS {
+        for tokens in ATTENTION_TOKENS.into_iter().filter(|_| weights == operand.element()) {
             let name = format!("attention {operand:?} {tokens}");
             if name.contains(&filter) {
                 let mut case = AttentionCase::new(isa, operand, tokens);

@@ -2,8 +2,8 @@
 
 use nucleus_cpu::buffer::AlignedBuffer;
 use nucleus_cpu::kernels::{
-    Attention, AttentionOutput, Element, Epilogue, Gemm, HeadView, Isa, KeySegment, Matrix, Operand, Product,
-    RowSource, attention, gemm, pack_b, packed_bytes, peak, store_f32,
+    Attention, AttentionOutput, Blocking, Element, Epilogue, Gemm, HeadView, Isa, KeySegment, Matrix,
+    Operand, Packing, Part, Product, RowSource, attention, gemm, pack_b, packed_bytes, peak, store_f32,
 };
 use nucleus_cpu::threads::Threads;
 
@@ -62,38 +62,47 @@ fn random(count: usize, element: Element) -> AlignedBuffer {
 
 /// A matrix product with its operands.
 pub struct GemmCase {
+    /// How the work is cut.
+    pub blocking: Blocking,
     shape: GemmShape,
     isa: Isa,
     operand: Operand,
+    packing: Packing,
     a: AlignedBuffer,
     b: AlignedBuffer,
     c: AlignedBuffer,
 }
 
 impl GemmCase {
-    /// Fills and packs the operands.
+    /// Fills and packs the operands; the right ones are stored as `weights`.
     #[must_use]
-    pub fn new(threads: &Threads, isa: Isa, operand: Operand, shape: GemmShape) -> Self {
+    pub fn new(
+        threads: &Threads,
+        isa: Isa,
+        (operand, weights): (Operand, Element),
+        shape: GemmShape,
+    ) -> Self {
         let GemmShape { experts, rows, k, n, segments, .. } = shape;
-        let element = operand.element();
-        let packed = segments * packed_bytes(isa, operand, k, n);
+        let packing = Packing::of(operand, weights);
+        let element = weights;
+        let packed = segments * packed_bytes(isa, packing, k, n);
         let b = AlignedBuffer::zeroed(experts * packed);
         let weights = random(k * n * segments, element);
         let source = Matrix { data: weights.as_ptr(), element, row_stride: 1, col_stride: k };
         for expert in 0..experts {
             // SAFETY: the weights are [segments * n, k], and each expert has `packed` bytes.
-            unsafe { pack_b(threads, isa, operand, source, k, n, segments, b.as_ptr().add(expert * packed)) };
+            unsafe { pack_b(threads, isa, packing, source, k, n, segments, b.as_ptr().add(expert * packed)) };
         }
-        let a = random(experts * rows * k, element);
-        let c = AlignedBuffer::zeroed(experts * rows * n * segments * element.size());
-        Self { shape, isa, operand, a, b, c }
+        let a = random(experts * rows * k, operand.element());
+        let c = AlignedBuffer::zeroed(experts * rows * n * segments * operand.element().size());
+        Self { blocking: Blocking::default(), shape, isa, operand, packing, a, b, c }
     }
 
     /// Computes the product once.
     pub fn run(&mut self, threads: &Threads) {
         let GemmShape { experts, rows, k, n, segments, .. } = self.shape;
         let element = self.operand.element();
-        let packed = segments * packed_bytes(self.isa, self.operand, k, n);
+        let packed = segments * packed_bytes(self.isa, self.packing, k, n);
         let at = |buffer: &AlignedBuffer, bytes: usize, expert: usize| {
             buffer.as_ptr().wrapping_add(expert * bytes)
         };
@@ -106,16 +115,23 @@ impl GemmCase {
                     row_stride: k,
                     index: None,
                 },
-                b: at(&self.b, packed, expert),
             })
             .collect();
+        let b: Vec<*const u8> = (0..experts).map(|expert| at(&self.b, packed, expert).cast_const()).collect();
         let outputs: Vec<*mut u8> =
             (0..experts).map(|expert| at(&self.c, rows * n * segments * element.size(), expert)).collect();
-        let problem =
-            Gemm { isa: self.isa, operand: self.operand, k, n, segments, tile_cols: 0, products: &products };
         let epilogue = Epilogue::Store { outputs: &outputs, element, row_stride: n * segments };
+        let part = Part { n, segments, packing: self.packing, b: &b, epilogue };
+        let problem = Gemm {
+            isa: self.isa,
+            operand: self.operand,
+            k,
+            blocking: self.blocking,
+            products: &products,
+            parts: &[part],
+        };
         // SAFETY: the operands were made for this shape; `&mut self` keeps others from the output.
-        unsafe { gemm(threads, &problem, &epilogue) };
+        unsafe { gemm(threads, &problem) };
     }
 
     /// Floating-point operations of one run.

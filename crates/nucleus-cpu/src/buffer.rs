@@ -1,10 +1,16 @@
 //! Memory for packed weights, arenas and scratch: aligned, growing only, on huge pages where they help.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
+
+use memmap2::MmapMut;
 
 /// A cache line, and the widest vector.
 pub const ALIGNMENT: usize = 64;
+
+/// Size and alignment of a huge page on the machines that have them.
+const HUGE_PAGE: usize = 2 << 20;
+/// Bytes from which on a buffer gets pages of its own.
+const MAPPED: usize = 2 * HUGE_PAGE;
 
 /// There is not enough memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,15 +27,28 @@ impl OutOfMemory {
     }
 }
 
-/// Nothing, aligned like everything here.
+/// A cache line, of zeros.
+#[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
-struct Line;
+#[expect(dead_code, reason = "the bytes are used through pointers")]
+struct Line([u8; ALIGNMENT]);
 
-/// Owned bytes aligned to [`ALIGNMENT`]. New bytes are zero.
+/// Owns the bytes.
+#[derive(Debug)]
+#[expect(dead_code, reason = "the bytes are used through pointers")]
+enum Memory {
+    Heap(Vec<Line>),
+    Mapped(MmapMut),
+}
+
+/// Owned bytes aligned to [`ALIGNMENT`], large ones to huge pages, which spare reading weights from memory most of the address
+/// translations. New bytes are zero.
 #[derive(Debug)]
 pub struct AlignedBuffer {
     data: NonNull<u8>,
-    layout: Layout,
+    len: usize,
+    #[expect(dead_code, reason = "the bytes are used through `data`")]
+    memory: Memory,
 }
 
 // SAFETY: the buffer owns its memory and gives out raw pointers only; whoever dereferences them from several
@@ -40,7 +59,7 @@ unsafe impl Sync for AlignedBuffer {}
 
 impl Default for AlignedBuffer {
     fn default() -> Self {
-        Self { data: NonNull::<Line>::dangling().cast(), layout: Layout::new::<Line>() }
+        Self { data: NonNull::<Line>::dangling().cast(), len: 0, memory: Memory::Heap(Vec::new()) }
     }
 }
 
@@ -66,12 +85,30 @@ impl AlignedBuffer {
         }
         *self = Self::default();
         let error = OutOfMemory { bytes };
-        let size = bytes.checked_next_multiple_of(ALIGNMENT).ok_or(error)?;
-        let layout = Layout::from_size_align(size, ALIGNMENT).map_err(|_| error)?;
-        // SAFETY: the layout is not empty, because `bytes` exceeds a length.
-        let data = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(error)?;
-        *self = Self { data, layout };
+        let len = bytes.checked_next_multiple_of(ALIGNMENT).ok_or(error)?;
+        *self = if len < MAPPED { Self::on_heap(len) } else { Self::mapped(len) }.ok_or(error)?;
         Ok(())
+    }
+
+    fn on_heap(len: usize) -> Option<Self> {
+        let count = len / ALIGNMENT;
+        let mut lines = Vec::new();
+        lines.try_reserve_exact(count).ok()?;
+        lines.resize(count, Line([0; ALIGNMENT]));
+        let data = NonNull::new(lines.as_mut_ptr())?.cast();
+        Some(Self { data, len, memory: Memory::Heap(lines) })
+    }
+
+    fn mapped(len: usize) -> Option<Self> {
+        let mut map = MmapMut::map_anon(len.checked_add(HUGE_PAGE)?).ok()?;
+        #[cfg(target_os = "linux")]
+        if let Err(error) = map.advise(memmap2::Advice::HugePage) {
+            // Without huge pages everything works, a little slower.
+            let _ = error;
+        }
+        let base = map.as_mut_ptr();
+        let data = NonNull::new(base.wrapping_add(base.align_offset(HUGE_PAGE)))?;
+        Some(Self { data, len, memory: Memory::Mapped(map) })
     }
 
     /// [`AlignedBuffer::try_reserve`] for the depths of a launch.
@@ -87,7 +124,7 @@ impl AlignedBuffer {
     /// Length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.layout.size()
+        self.len
     }
 
     /// Whether nothing is allocated.
@@ -100,14 +137,5 @@ impl AlignedBuffer {
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.data.as_ptr()
-    }
-}
-
-impl Drop for AlignedBuffer {
-    fn drop(&mut self) {
-        if !self.is_empty() {
-            // SAFETY: `data` came from `alloc_zeroed` with this very layout.
-            unsafe { dealloc(self.data.as_ptr(), self.layout) }
-        }
     }
 }

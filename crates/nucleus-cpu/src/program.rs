@@ -13,7 +13,7 @@ use crate::executor::slots::{dense_operands, slots};
 use crate::executor::{
     BindError, BoundAccess, BoundPlan, BufferTable, CompileError, ExecuteError, points, range,
 };
-use crate::kernels::{Element, Isa, Operand, packed_bytes};
+use crate::kernels::{Element, Isa, Operand, Packing, packed_bytes};
 use crate::threads::Threads;
 
 /// How to compile and run.
@@ -62,6 +62,7 @@ struct Prepacked {
 struct PackKey {
     buffer: BufferId,
     operand: Operand,
+    packing: Packing,
     offset: i64,
     strides: Vec<i64>,
     batch: Vec<i64>,
@@ -255,7 +256,7 @@ impl CpuProgram {
         let job = PackJob {
             threads: &self.threads,
             isa: self.isa,
-            operand: key.operand,
+            packing: key.packing,
             element: stored,
             access: &access,
             batch: &key.batch,
@@ -329,9 +330,10 @@ impl CpuProgram {
             return None;
         }
         let operand = compiled.operand;
-        let item_bytes = packed_bytes(self.isa, operand, k, n) * segments;
+        let packing = Packing::of(operand, *loaded);
+        let item_bytes = packed_bytes(self.isa, packing, k, n) * segments;
         let layout = RightFactor::layout(&strides[..batch.len()], &batch, item_bytes);
-        let key = PackKey { buffer, operand, offset, strides, batch, sizes: (k, n, segments) };
+        let key = PackKey { buffer, operand, packing, offset, strides, batch, sizes: (k, n, segments) };
         let known = self.prepacked.iter().position(|pack| pack.key == key);
         Some(known.unwrap_or_else(|| {
             self.prepacked.push(Prepacked { key, layout, memory: None, ready: None });

@@ -52,6 +52,16 @@ pub(crate) struct CompiledContraction {
     pub(crate) epilogue: FunctionId,
 }
 
+impl CompiledContraction {
+    /// The type of the right factor's elements before they are packed.
+    pub(crate) fn b_element(&self) -> Element {
+        match &self.b {
+            Source::Load { element, .. } => *element,
+            Source::Fill(_) => self.operand.element(),
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct CompiledAttention {
     pub(crate) operand: GemmOperand,

@@ -7,7 +7,8 @@ use super::launch::{LaunchContext, product};
 use super::pack::{RightFactor, pack_loaded};
 use crate::codegen::Region;
 use crate::kernels::{
-    Element, Epilogue, Gemm, Matrix, Product, RowBlock, RowSource, Tile, gemm, pack_b, packed_bytes,
+    Blocking, Element, Epilogue, Gemm, Matrix, Packing, Part, Product, RowBlock, RowSource, Tile, gemm,
+    pack_b, packed_bytes,
 };
 
 /// Rows that the micro-kernel can read by itself: for each product, where they begin and how they go on.
@@ -36,7 +37,8 @@ impl LaunchContext<'_> {
         }
         let operand = compiled.operand;
         let (k, n, segments) = (depth as usize, columns as usize, c.segments as usize);
-        let item_bytes = packed_bytes(self.isa, operand, k, n) * segments;
+        let packing = Packing::of(operand, compiled.b_element());
+        let item_bytes = packed_bytes(self.isa, packing, k, n) * segments;
 
         // The right factor: packed beforehand, or now into memory on loan.
         let lease;
@@ -82,7 +84,7 @@ impl LaunchContext<'_> {
                         Matrix { data: plain.as_ptr(), element, row_stride: n * segments, col_stride: 1 };
                     let to = lease.as_ptr().wrapping_add(item as usize * item_bytes);
                     // SAFETY: the plain factor is complete; the place of this item is nobody else's.
-                    unsafe { pack_b(self.threads, self.isa, operand, source, k, n, segments, to) };
+                    unsafe { pack_b(self.threads, self.isa, packing, source, k, n, segments, to) };
                 }
                 local = factor.with_data(lease.as_ptr());
                 &local
@@ -113,12 +115,9 @@ impl LaunchContext<'_> {
             rows: rows_total,
         });
         let per_item = left.sources.len() / items as usize;
-        let products: Vec<Product> = left
-            .sources
-            .iter()
-            .enumerate()
-            .map(|(position, &a)| Product { rows: left.rows as usize, a, b: right.item(position / per_item) })
-            .collect();
+        let products: Vec<Product> =
+            left.sources.iter().map(|&a| Product { rows: left.rows as usize, a }).collect();
+        let b: Vec<*const u8> = (0..products.len()).map(|product| right.item(product / per_item)).collect();
         let finish = |tile: &Tile| {
             let first = tile.product as i64 * left.rows + tile.row as i64;
             let region = Region {
@@ -133,9 +132,17 @@ impl LaunchContext<'_> {
             // SAFETY: the micro-kernel hands every element over in one tile.
             unsafe { self.call(compiled.epilogue, &region) }
         };
-        let problem = Gemm { isa: self.isa, operand, k, n, segments, tile_cols: 0, products: &products };
+        let parts = [Part { n, segments, packing, b: &b, epilogue: Epilogue::Call(&finish) }];
+        let problem = Gemm {
+            isa: self.isa,
+            operand,
+            k,
+            blocking: Blocking::default(),
+            products: &products,
+            parts: &parts,
+        };
         // SAFETY: rows and indices were checked against their buffers; packed factors have the layout of this machine.
-        unsafe { gemm(self.threads, &problem, &Epilogue::Call(&finish)) };
+        unsafe { gemm(self.threads, &problem) };
     }
 
     /// Cuts the rows of the left factor into runs with one stride or one piece of an index; `None` if that gives too many, or k is not

@@ -1,7 +1,7 @@
 //! Right factors in the micro-kernels' layout.
 
 use super::launch::{BoundAccess, LaunchContext, product};
-use crate::kernels::{Element, Isa, Matrix, Operand, pack_b, packed_bytes};
+use crate::kernels::{Element, Isa, Matrix, Operand, Packing, pack_b, packed_bytes};
 use crate::threads::Threads;
 
 /// A packed right factor: one packed matrix for each distinct item of the batch.
@@ -67,7 +67,7 @@ impl RightFactor {
 pub(crate) struct PackJob<'a> {
     pub(crate) threads: &'a Threads,
     pub(crate) isa: Isa,
-    pub(crate) operand: Operand,
+    pub(crate) packing: Packing,
     /// Type of the stored elements.
     pub(crate) element: Element,
     /// Offset and strides over batch, k and column, in elements.
@@ -82,8 +82,8 @@ pub(crate) struct PackJob<'a> {
 /// # Safety
 /// The access stays inside `data`; `destination` has room for all items.
 pub(crate) unsafe fn pack_items(job: &PackJob, data: *const u8, destination: *mut u8) {
-    let PackJob { threads, isa, operand, element, access, batch, sizes: (k, n, segments) } = *job;
-    let item_bytes = packed_bytes(isa, operand, k, n) * segments;
+    let PackJob { threads, isa, packing, element, access, batch, sizes: (k, n, segments) } = *job;
+    let item_bytes = packed_bytes(isa, packing, k, n) * segments;
     let strides = &access.strides[..batch.len()];
     let varying: Vec<(i64, i64)> =
         strides.iter().copied().zip(batch.iter().copied()).filter(|(stride, _)| *stride != 0).collect();
@@ -102,7 +102,7 @@ pub(crate) unsafe fn pack_items(job: &PackJob, data: *const u8, destination: *mu
         };
         let to = destination.wrapping_add(item as usize * item_bytes);
         // SAFETY: the caller vouches for both sides.
-        unsafe { pack_b(threads, isa, operand, source, k, n, segments, to) };
+        unsafe { pack_b(threads, isa, packing, source, k, n, segments, to) };
     }
 }
 
@@ -119,7 +119,8 @@ pub(crate) unsafe fn pack_loaded(
     sizes: (usize, usize, usize),
     destination: *mut u8,
 ) {
-    let job = PackJob { threads: context.threads, isa: context.isa, operand, element, access, batch, sizes };
+    let packing = Packing::of(operand, element);
+    let job = PackJob { threads: context.threads, isa: context.isa, packing, element, access, batch, sizes };
     // SAFETY: passed on.
     unsafe { pack_items(&job, data, destination) }
 }

@@ -10,7 +10,7 @@ use super::isa::Isa;
 use super::pack::{Matrix, PanelBlock, SendPtr, pack_panel, steps};
 use super::partition::part;
 use super::rows::{StagedRows, convert_row};
-use super::simd::{Kernels, SoftmaxBlock, TileArgs, TileFn, kernels};
+use super::simd::{Ahead, Kernels, SoftmaxBlock, TileArgs, TileFn, kernels};
 use crate::threads::{Threads, Worker};
 
 /// A strided [batch, rows, heads, head_dim] tensor with contiguous head_dim; strides are in elements.
@@ -208,7 +208,7 @@ impl<'a> Run<'a> {
     fn new(problem: &'a Attention<'a>) -> Self {
         let kernels = kernels(problem.isa);
         let (tiles, words) = kernels.tiles(problem.operand);
-        let q = StagedRows::new(kernels, problem.operand, problem.head_dim);
+        let q = StagedRows::new(kernels, problem.operand, problem.head_dim, problem.head_dim);
         let width = kernels.panel_cols;
         let mut pack_jobs = Vec::new();
         let mut keys = 0;
@@ -382,8 +382,7 @@ impl<'a> Run<'a> {
                             c: to,
                             c_stride: score_stride,
                             add: false,
-                            ahead: panel,
-                            ahead_stride: 0,
+                            ahead: Ahead::nothing(panel),
                         });
                     }
                 }
@@ -426,8 +425,7 @@ impl<'a> Run<'a> {
                             c: to,
                             c_stride: output_stride,
                             add: true,
-                            ahead: panel,
-                            ahead_stride: 0,
+                            ahead: Ahead::nothing(panel),
                         });
                     }
                 }

@@ -11,6 +11,8 @@ pub enum Element {
     Bf16,
     /// IEEE binary16.
     F16,
+    /// An 8-bit signed integer, as quantised weights are stored.
+    I8,
 }
 
 impl Element {
@@ -20,6 +22,7 @@ impl Element {
         match self {
             Self::F32 => 4,
             Self::Bf16 | Self::F16 => 2,
+            Self::I8 => 1,
         }
     }
 }
@@ -75,11 +78,12 @@ pub unsafe fn load_f32(data: *const u8, element: Element, index: usize) -> f32 {
             Element::F32 => f32::read(data, index),
             Element::Bf16 => Bf16Bits::read(data, index).to_f32(),
             Element::F16 => F16Bits::read(data, index).to_f32(),
+            Element::I8 => i8::read(data, index).to_f32(),
         }
     }
 }
 
-/// Writes one f32 as `element`, rounded to nearest, ties to even.
+/// Writes one f32 as `element`, rounded to nearest, ties to even; i8 also clamps.
 ///
 /// # Safety
 /// `data` must point to `index + 1` writable elements of type `element`; they need not be aligned.
@@ -91,6 +95,7 @@ pub unsafe fn store_f32(data: *mut u8, element: Element, index: usize, value: f3
             Element::F32 => data.cast::<f32>().add(index).write_unaligned(value),
             Element::Bf16 => data.cast::<u16>().add(index).write_unaligned(bf16_from_f32(value)),
             Element::F16 => data.cast::<u16>().add(index).write_unaligned(f16::from_f32(value).to_bits()),
+            Element::I8 => data.cast::<i8>().add(index).write(value.round_ties_even() as i8),
         }
     }
 }
@@ -105,7 +110,9 @@ pub(super) unsafe fn store_row(source: *const f32, count: usize, data: *mut u8, 
         match element {
             Element::F32 => std::ptr::copy_nonoverlapping(source.cast::<u8>(), data, 4 * count),
             Element::Bf16 => (0..count).for_each(|i| store_f32(data, Element::Bf16, i, *source.add(i))),
-            Element::F16 => (0..count).for_each(|i| store_f32(data, Element::F16, i, *source.add(i))),
+            Element::F16 | Element::I8 => {
+                (0..count).for_each(|i| store_f32(data, element, i, *source.add(i)))
+            }
         }
     }
 }
@@ -134,6 +141,13 @@ impl Stored for f32 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
+    }
+}
+
+impl Stored for i8 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from(self)
     }
 }
 

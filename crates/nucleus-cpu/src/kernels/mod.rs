@@ -20,9 +20,9 @@ pub use attention::{Attention, AttentionOutput, AttentionTile, HeadView, KeyMask
 pub use element::{Element, Operand, bf16_from_f32, f32_from_bf16, load_f32, store_f32};
 pub use error::KernelError;
 pub use expert_choice::{ExpertChoice, expert_choice};
-pub use gemm::{Epilogue, Gemm, Product, Tile, gemm};
+pub use gemm::{Blocking, Epilogue, Gemm, Part, Product, Tile, gemm};
 pub use invert_index::{InvertIndex, invert_index};
 pub use isa::{Isa, IsaError};
-pub use pack::{Matrix, PackedLayout, pack_b, packed_bytes};
+pub use pack::{Matrix, PackedLayout, Packing, pack_b, packed_bytes};
 pub use rows::{RowBlock, RowSource};
 pub use simd::peak;

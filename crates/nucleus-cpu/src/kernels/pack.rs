@@ -1,8 +1,8 @@
 //! The layout of a matrix product's right operand: panels of as many columns as the register tile is wide.
 //!
 //! A panel holds, for each step of k, one word for each of its columns, so that the inner loop reads it front to
-//! back. A word is one f32, or two bf16 of neighbouring k with the lower k in the lower half. What k and n lack to
-//! a full word or panel is zero.
+//! back. A word is one f32, two bf16 of neighbouring k with the lower k in the lower half, or one i8, which is widened when
+//! it is used. What k and n lack to a full word or panel is zero.
 
 use super::element::{Bf16Bits, Element, F16Bits, Operand, Stored};
 use super::isa::Isa;
@@ -27,13 +27,55 @@ unsafe impl Sync for Matrix {}
 // SAFETY: as above.
 unsafe impl Send for Matrix {}
 
+/// What a packed right operand consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Packing {
+    /// f32.
+    F32,
+    /// Pairs of bf16.
+    Bf16,
+    /// i8, for f32 and for bf16 products, both of which hold it exactly.
+    I8,
+}
+
+impl Packing {
+    /// How stored elements are packed for products of `operand`.
+    #[must_use]
+    pub const fn of(operand: Operand, element: Element) -> Self {
+        match (element, operand) {
+            (Element::I8, _) => Self::I8,
+            (_, Operand::F32) => Self::F32,
+            (_, Operand::Bf16) => Self::Bf16,
+        }
+    }
+
+    /// Steps of k in a row of a panel.
+    const fn row_depth(self) -> usize {
+        match self {
+            Self::F32 | Self::I8 => 1,
+            Self::Bf16 => 2,
+        }
+    }
+
+    const fn word_bytes(self) -> usize {
+        match self {
+            Self::F32 | Self::Bf16 => 4,
+            Self::I8 => 1,
+        }
+    }
+}
+
 /// Where panels and words of a packed [k, n] operand lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackedLayout {
     /// Columns of a panel.
     pub panel_cols: usize,
-    /// Words in a column.
-    pub steps: usize,
+    /// Rows of a panel, each of one word for every column.
+    pub rows: usize,
+    /// Steps of k in a row.
+    pub row_depth: usize,
+    /// Bytes of a row.
+    pub row_bytes: usize,
     /// Panels; the last may be part zero.
     pub panels: usize,
 }
@@ -41,21 +83,27 @@ pub struct PackedLayout {
 impl PackedLayout {
     /// The layout for one instruction set.
     #[must_use]
-    pub fn new(isa: Isa, operand: Operand, k: usize, n: usize) -> Self {
+    pub fn new(isa: Isa, packing: Packing, k: usize, n: usize) -> Self {
         let panel_cols = kernels(isa).panel_cols;
-        Self { panel_cols, steps: steps(operand, k), panels: n.div_ceil(panel_cols) }
+        Self {
+            panel_cols,
+            rows: k.div_ceil(packing.row_depth()),
+            row_depth: packing.row_depth(),
+            row_bytes: packing.word_bytes() * panel_cols,
+            panels: n.div_ceil(panel_cols),
+        }
     }
 
-    /// Words of one panel.
+    /// Bytes of one panel.
     #[must_use]
-    pub const fn panel_words(&self) -> usize {
-        self.panel_cols * self.steps
+    pub const fn panel_bytes(&self) -> usize {
+        self.row_bytes * self.rows
     }
 
     /// Bytes of the whole operand.
     #[must_use]
     pub const fn bytes(&self) -> usize {
-        4 * self.panel_words() * self.panels
+        self.panel_bytes() * self.panels
     }
 }
 
@@ -69,8 +117,8 @@ pub(super) const fn steps(operand: Operand, k: usize) -> usize {
 
 /// Bytes of a [k, n] operand once packed. `segments` of them lie one behind the other.
 #[must_use]
-pub fn packed_bytes(isa: Isa, operand: Operand, k: usize, n: usize) -> usize {
-    PackedLayout::new(isa, operand, k, n).bytes()
+pub fn packed_bytes(isa: Isa, packing: Packing, k: usize, n: usize) -> usize {
+    PackedLayout::new(isa, packing, k, n).bytes()
 }
 
 /// Packs `segments` groups of `n` columns each, every group into [`packed_bytes`] bytes. `source` has `segments * n`
@@ -78,20 +126,24 @@ pub fn packed_bytes(isa: Isa, operand: Operand, k: usize, n: usize) -> usize {
 ///
 /// # Safety
 /// `source` must be readable over [k, segments·n]; `destination`, aligned to 4, must be writable over
-/// `segments * packed_bytes(isa, operand, k, n)` bytes that nothing else uses meanwhile.
+/// `segments * packed_bytes(isa, packing, k, n)` bytes that nothing else uses meanwhile.
+///
+/// # Panics
+/// `packing` is i8 and the source is not.
 #[expect(clippy::too_many_arguments, reason = "sizes and the two sides of one copy")]
 pub unsafe fn pack_b(
     threads: &Threads,
     isa: Isa,
-    operand: Operand,
+    packing: Packing,
     source: Matrix,
     k: usize,
     n: usize,
     segments: usize,
     destination: *mut u8,
 ) {
-    let layout = PackedLayout::new(isa, operand, k, n);
-    let destination = SendPtr(destination.cast::<u32>());
+    let layout = PackedLayout::new(isa, packing, k, n);
+    assert!(packing != Packing::I8 || source.element == Element::I8, "only i8 is packed as i8");
+    let destination = SendPtr(destination);
     threads.parallel_for(layout.panels * segments, |job, _| {
         let (segment, panel) = (job / layout.panels, job % layout.panels);
         let first = panel * layout.panel_cols;
@@ -99,11 +151,18 @@ pub unsafe fn pack_b(
             source: source.at(0, segment * n + first),
             k,
             cols: layout.panel_cols.min(n - first),
-            steps: layout.steps,
+            steps: layout.rows,
             panel_cols: layout.panel_cols,
         };
         // SAFETY: panel `job` of `destination` belongs to this job; the source range is the caller's promise.
-        unsafe { pack_panel(operand, &block, destination.get().add(job * layout.panel_words())) };
+        unsafe {
+            let panel = destination.get().add(job * layout.panel_bytes());
+            match packing {
+                Packing::F32 => pack_panel(Operand::F32, &block, panel.cast()),
+                Packing::Bf16 => pack_panel(Operand::Bf16, &block, panel.cast()),
+                Packing::I8 => pack_bytes(&block, panel),
+            }
+        };
     });
 }
 
@@ -148,9 +207,11 @@ pub(super) unsafe fn pack_panel(operand: Operand, block: &PanelBlock, destinatio
             (Operand::F32, Element::F32) => pack_typed::<f32, false>(block, destination),
             (Operand::F32, Element::Bf16) => pack_typed::<Bf16Bits, false>(block, destination),
             (Operand::F32, Element::F16) => pack_typed::<F16Bits, false>(block, destination),
+            (Operand::F32, Element::I8) => pack_typed::<i8, false>(block, destination),
             (Operand::Bf16, Element::F32) => pack_typed::<f32, true>(block, destination),
             (Operand::Bf16, Element::Bf16) => pack_typed::<Bf16Bits, true>(block, destination),
             (Operand::Bf16, Element::F16) => pack_typed::<F16Bits, true>(block, destination),
+            (Operand::Bf16, Element::I8) => pack_typed::<i8, true>(block, destination),
         }
     }
 }
@@ -191,6 +252,33 @@ unsafe fn pack_typed<T: Stored, const PAIRS: bool>(block: &PanelBlock, destinati
     }
 }
 
+/// A panel of bytes.
+unsafe fn pack_bytes(block: &PanelBlock, destination: *mut u8) {
+    let (cols, width) = (block.cols, block.panel_cols);
+    let Matrix { data, row_stride, col_stride, .. } = block.source;
+    // SAFETY: columns run below `cols`, k below `k`, bytes below `k * width`.
+    unsafe {
+        for first in (0..block.k).step_by(BLOCK) {
+            let end = block.k.min(first + BLOCK);
+            if col_stride == 1 {
+                for k in first..end {
+                    let line = destination.add(k * width);
+                    std::ptr::copy_nonoverlapping(data.add(k * row_stride), line, cols);
+                }
+            } else {
+                for col in 0..cols {
+                    for k in first..end {
+                        destination.add(k * width + col).write(*data.add(k * row_stride + col * col_stride));
+                    }
+                }
+            }
+            for k in first..end {
+                std::ptr::write_bytes(destination.add(k * width + cols), 0, width - cols);
+            }
+        }
+    }
+}
+
 #[inline(always)]
 unsafe fn word<T: Stored, const PAIRS: bool>(
     block: &PanelBlock,
@@ -225,14 +313,15 @@ mod tests {
     use super::*;
     use crate::kernels::element::{bf16_from_f32, store_f32};
 
-    /// The word that the layout promises at one place.
-    fn expected(operand: Operand, value: impl Fn(usize) -> f32, k: usize, step: usize) -> u32 {
+    /// Column `col` of row `row` as the layout promises it, in the low bytes.
+    fn expected(packing: Packing, value: impl Fn(usize) -> f32, k: usize, row: usize) -> u32 {
         let at = |row: usize| if row < k { value(row) } else { 0.0 };
-        match operand {
-            Operand::F32 => at(step).to_bits(),
-            Operand::Bf16 => {
-                u32::from(bf16_from_f32(at(2 * step))) | u32::from(bf16_from_f32(at(2 * step + 1))) << 16
+        match packing {
+            Packing::F32 => at(row).to_bits(),
+            Packing::Bf16 => {
+                u32::from(bf16_from_f32(at(2 * row))) | u32::from(bf16_from_f32(at(2 * row + 1))) << 16
             }
+            Packing::I8 => u32::from((at(row) as i8).cast_unsigned()),
         }
     }
 
@@ -243,47 +332,36 @@ mod tests {
         // Every stored type holds these exactly.
         let value = |row: usize, col: usize| ((row * 31 + col * 17) % 200) as f32 - 99.0;
         for isa in Isa::supported() {
-            for operand in [Operand::F32, Operand::Bf16] {
-                for element in [Element::F32, Element::Bf16, Element::F16] {
-                    for (row_stride, col_stride) in [(segments * n + 3, 1), (1, k + 5), (2 * n * segments, 2)]
-                    {
-                        let mut stored = vec![0u8; 4 * (k * row_stride + n * segments * col_stride)];
-                        for row in 0..k {
-                            for col in 0..n * segments {
-                                let at = row * row_stride + col * col_stride;
-                                // SAFETY: the vector holds every [row, col] at four bytes each.
-                                unsafe { store_f32(stored.as_mut_ptr(), element, at, value(row, col)) };
-                            }
+            for (operand, element) in [Operand::F32, Operand::Bf16].into_iter().flat_map(|operand| {
+                [Element::F32, Element::Bf16, Element::F16, Element::I8].map(|element| (operand, element))
+            }) {
+                for (row_stride, col_stride) in [(segments * n + 3, 1), (1, k + 5), (2 * n * segments, 2)] {
+                    let mut stored = vec![0u8; 4 * (k * row_stride + n * segments * col_stride)];
+                    for row in 0..k {
+                        for col in 0..n * segments {
+                            let at = row * row_stride + col * col_stride;
+                            // SAFETY: the vector holds every [row, col] at four bytes each.
+                            unsafe { store_f32(stored.as_mut_ptr(), element, at, value(row, col)) };
                         }
-                        let source = Matrix { data: stored.as_ptr(), element, row_stride, col_stride };
-                        let layout = PackedLayout::new(isa, operand, k, n);
-                        let mut packed = vec![0xdead_beefu32; segments * layout.bytes() / 4];
-                        // SAFETY: both sides have the sizes that `pack_b` asks for.
-                        unsafe {
-                            pack_b(
-                                &threads,
-                                isa,
-                                operand,
-                                source,
-                                k,
-                                n,
-                                segments,
-                                packed.as_mut_ptr().cast(),
-                            );
-                        }
-                        for (at, &word) in packed.iter().enumerate() {
-                            let col = at % layout.panel_cols;
-                            let step = at / layout.panel_cols % layout.steps;
-                            let panel = at / layout.panel_words();
-                            let (segment, panel) = (panel / layout.panels, panel % layout.panels);
-                            let inner = panel * layout.panel_cols + col;
-                            let column = |row| if inner < n { value(row, segment * n + inner) } else { 0.0 };
-                            assert_eq!(
-                                word,
-                                expected(operand, column, k, step),
-                                "{isa} {operand:?} {element:?} {at}"
-                            );
-                        }
+                    }
+                    let source = Matrix { data: stored.as_ptr(), element, row_stride, col_stride };
+                    let packing = Packing::of(operand, element);
+                    let layout = PackedLayout::new(isa, packing, k, n);
+                    let mut packed = vec![0xdead_beefu32; (segments * layout.bytes()).div_ceil(4)];
+                    let to = packed.as_mut_ptr().cast();
+                    // SAFETY: both sides have the sizes that `pack_b` asks for.
+                    unsafe { pack_b(&threads, isa, packing, source, k, n, segments, to) };
+                    let bytes = packing.word_bytes();
+                    let packed: Vec<u8> = packed.into_iter().flat_map(u32::to_le_bytes).collect();
+                    for (at, word) in packed[..segments * layout.bytes()].chunks(bytes).enumerate() {
+                        let col = at % layout.panel_cols;
+                        let row = at / layout.panel_cols % layout.rows;
+                        let panel = at / (layout.panel_cols * layout.rows);
+                        let (segment, panel) = (panel / layout.panels, panel % layout.panels);
+                        let inner = panel * layout.panel_cols + col;
+                        let column = |row| if inner < n { value(row, segment * n + inner) } else { 0.0 };
+                        let expected = expected(packing, column, k, row).to_le_bytes();
+                        assert_eq!(word, &expected[..bytes], "{isa} {packing:?} {element:?} {at}");
                     }
                 }
             }

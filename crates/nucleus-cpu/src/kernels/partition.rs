@@ -22,13 +22,17 @@ impl Block {
 }
 
 /// Cuts each run of products with the same operand into blocks of at most `block_rows` rows, and those into strips of
-/// at most `strip_rows`, all of nearly the same size. `products` gives each one's rows and right operand.
-pub(super) fn blocks(products: &[(usize, *const u8)], block_rows: usize, strip_rows: usize) -> Vec<Block> {
+/// at most `strip_rows`, all of nearly the same size. `products` gives each one's rows and what stands for its right operands.
+pub(super) fn blocks<B: PartialEq>(
+    products: &[(usize, B)],
+    block_rows: usize,
+    strip_rows: usize,
+) -> Vec<Block> {
     let mut blocks = Vec::new();
     let (mut start, mut first_row) = (0, 0);
     while start < products.len() {
-        let operand = products[start].1;
-        let end = start + products[start..].iter().take_while(|product| product.1 == operand).count();
+        let operand = &products[start].1;
+        let end = start + products[start..].iter().take_while(|product| product.1 == *operand).count();
         let rows: usize = products[start..end].iter().map(|product| product.0).sum();
         let strips = rows.div_ceil(strip_rows);
         let count = strips.div_ceil((block_rows / strip_rows).max(1));
@@ -50,7 +54,7 @@ pub(super) fn blocks(products: &[(usize, *const u8)], block_rows: usize, strip_r
 }
 
 /// The product that owns row `row` of a run of products, and the row's number in it.
-fn locate(products: &[(usize, *const u8)], mut row: usize) -> (usize, usize) {
+fn locate<B>(products: &[(usize, B)], mut row: usize) -> (usize, usize) {
     for (product, &(rows, _)) in products.iter().enumerate() {
         if row < rows {
             return (product, row);
@@ -94,7 +98,7 @@ pub(super) fn pieces(
 mod tests {
     use super::*;
 
-    const B: [*const u8; 2] = [std::ptr::without_provenance(1), std::ptr::without_provenance(2)];
+    const B: [u8; 2] = [1, 2];
 
     #[test]
     fn blocks_cover_every_row_once_and_never_mix_operands() {

@@ -1,5 +1,7 @@
 //! The left operand of a matrix product: where its rows come from, and their copy that the inner loops read.
 
+use std::ops::Range;
+
 use super::element::{Element, Operand, load_f32, store_f32};
 use super::pack::steps;
 use super::simd::Kernels;
@@ -38,16 +40,21 @@ pub struct RowBlock {
     pub row_stride: usize,
 }
 
-/// How staged rows lie in memory.
+/// How staged rows lie in memory: for each chunk of k the rows' parts one behind the other, so that a job reads what it
+/// needs of a chunk as one stream.
 #[derive(Clone, Copy)]
 pub(super) struct StagedRows {
     /// Columns.
     pub(super) k: usize,
+    /// Columns of a chunk, an even number; the last has what is left.
+    depth: usize,
+    /// Number of chunks, at least 1.
+    pub(super) chunks: usize,
     /// What the source has, and `Fill` writes.
     pub(super) operand: Operand,
     /// What the inner loop reads: f32 words even for bf16 operands where the machine has no bf16 products.
     pub(super) words: Operand,
-    /// Words from one row to the next.
+    /// Words from one row of a chunk to the next.
     pub(super) stride: usize,
 }
 
@@ -55,60 +62,119 @@ const LINE_WORDS: usize = 16;
 const FILL_SLOT: usize = 0;
 
 impl StagedRows {
-    pub(super) fn new(kernels: &Kernels, operand: Operand, k: usize) -> Self {
+    /// Rows of `k` columns in chunks of about `depth`.
+    pub(super) fn new(kernels: &Kernels, operand: Operand, k: usize, depth: usize) -> Self {
         let words = kernels.tiles(operand).1;
+        let chunks = k.div_ceil(depth.max(1)).max(1);
+        let depth = k.div_ceil(chunks).next_multiple_of(2);
         // An odd number of cache lines, so that neighbouring rows fall into different sets of the cache: the widths
         // of models are powers of two.
-        let lines = steps(words, k).div_ceil(LINE_WORDS) | 1;
-        Self { k, operand, words, stride: lines * LINE_WORDS }
+        let lines = steps(words, depth).div_ceil(LINE_WORDS) | 1;
+        Self { k, depth, chunks: k.div_ceil(depth.max(1)).max(1), operand, words, stride: lines * LINE_WORDS }
     }
 
-    /// Steps of the inner loop.
+    /// Steps of the inner loop over all of k.
     pub(super) fn steps(&self) -> usize {
         steps(self.words, self.k)
     }
 
-    /// Copies, gathers or computes rows `row .. row + rows` of a product.
+    /// Steps of the inner loop over `extent` of k from an even one on.
+    pub(super) fn words_of(&self, extent: usize) -> usize {
+        steps(self.words, extent)
+    }
+
+    /// The columns of a chunk.
+    pub(super) fn range(&self, chunk: usize) -> Range<usize> {
+        chunk * self.depth..((chunk + 1) * self.depth).min(self.k)
+    }
+
+    /// Words that a row takes in all chunks.
+    pub(super) fn row_words(&self) -> usize {
+        self.chunks * self.stride
+    }
+
+    /// Where column `k`, an even one, of row `row` of `rows` lies.
+    pub(super) fn at(&self, base: *mut u32, (row, rows): (usize, usize), k: usize) -> *mut u32 {
+        let chunk = k / self.depth.max(1);
+        let place = (chunk * rows + row) * self.stride + self.words_of(k - chunk * self.depth);
+        base.wrapping_add(place)
+    }
+
+    /// Where the row's part begins in the chunk behind that of column `k`, after the last the first.
+    pub(super) fn next_chunk(&self, base: *mut u32, (row, rows): (usize, usize), k: usize) -> *mut u32 {
+        let chunk = (k / self.depth.max(1) + 1) % self.chunks;
+        base.wrapping_add((chunk * rows + row) * self.stride)
+    }
+
+    /// Copies, gathers or computes rows `row .. row + count` of a product, to row `place` on of `rows` at `base`.
     ///
     /// # Safety
-    /// `source` is readable there; `destination` is writable over `rows * stride` words.
+    /// `source` is readable there; `base` has room for `rows` rows.
     pub(super) unsafe fn stage(
         &self,
         kernels: &Kernels,
         source: &RowSource,
-        (product, row, rows): (usize, usize, usize),
-        destination: *mut u32,
+        (product, row, count): (usize, usize, usize),
+        base: *mut u32,
+        (place, rows): (usize, usize),
         worker: &mut Worker,
     ) {
-        let at = |row: usize| destination.wrapping_add(row * self.stride);
-        // SAFETY: rows stay below `rows`, elements below k; the rest is the caller's promise.
+        let size = self.operand.element().size();
+        // SAFETY: rows stay below `count`, elements below k; the rest is the caller's promise.
         unsafe {
             match *source {
                 RowSource::Memory { data, element, row_stride, index } => {
-                    for r in 0..rows {
+                    for r in 0..count {
                         let from = index.map_or(row + r, |index| index.add(row + r).read() as usize);
                         let from = data.add(from * row_stride * element.size());
-                        convert_row(kernels, from, element, self.k, at(r), self.operand, self.words);
+                        self.stage_row(kernels, from, element, base, (place + r, rows));
                     }
                 }
-                RowSource::Fill(fill) if self.operand == self.words => {
-                    let row_stride = self.stride * 4 / self.operand.element().size();
-                    fill(&RowBlock { product, row, rows, destination: destination.cast(), row_stride });
+                RowSource::Fill(fill) if self.operand == self.words && self.chunks == 1 => {
+                    let destination = self.at(base, (place, rows), 0).cast();
+                    let row_stride = self.stride * 4 / size;
+                    fill(&RowBlock { product, row, rows: count, destination, row_stride });
+                    (0..count).for_each(|r| self.pad(base, (place + r, rows)));
                 }
                 RowSource::Fill(fill) => {
-                    let element = self.operand.element();
                     let row_stride = self.k.next_multiple_of(64);
-                    let computed = worker.scratch(FILL_SLOT, rows * row_stride * element.size());
-                    fill(&RowBlock { product, row, rows, destination: computed, row_stride });
-                    for r in 0..rows {
-                        let from = computed.add(r * row_stride * element.size());
-                        convert_row(kernels, from, element, self.k, at(r), self.operand, self.words);
+                    let computed = worker.scratch(FILL_SLOT, count * row_stride * size);
+                    fill(&RowBlock { product, row, rows: count, destination: computed, row_stride });
+                    for r in 0..count {
+                        let from = computed.add(r * row_stride * size);
+                        self.stage_row(kernels, from, self.operand.element(), base, (place + r, rows));
                     }
                 }
             }
-            if self.words == Operand::Bf16 && self.k % 2 == 1 {
-                (0..rows).for_each(|r| at(r).cast::<u16>().add(self.k).write(0));
+        }
+    }
+
+    /// Converts one row, chunk by chunk.
+    unsafe fn stage_row(
+        &self,
+        kernels: &Kernels,
+        from: *const u8,
+        element: Element,
+        base: *mut u32,
+        place: (usize, usize),
+    ) {
+        // SAFETY: the chunks cover the row's k elements; the caller vouches for both sides.
+        unsafe {
+            for range in (0..self.chunks).map(|chunk| self.range(chunk)) {
+                let source = from.add(range.start * element.size());
+                let to = self.at(base, place, range.start);
+                convert_row(kernels, source, element, range.len(), to, self.operand, self.words);
             }
+            self.pad(base, place);
+        }
+    }
+
+    /// The half word that an odd k leaves is zero.
+    unsafe fn pad(&self, base: *mut u32, place: (usize, usize)) {
+        if self.words == Operand::Bf16 && self.k % 2 == 1 {
+            let last = self.at(base, place, self.k - 1);
+            // SAFETY: the last word of the row.
+            unsafe { last.cast::<u16>().add(1).write(0) };
         }
     }
 }

@@ -36,7 +36,7 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn prefetch(address: *const u32) {
+    unsafe fn prefetch(address: *const u8) {
         // SAFETY: a hint, even for an address that is not mapped.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }

@@ -36,7 +36,7 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn prefetch(address: *const u32) {
+    unsafe fn prefetch(address: *const u8) {
         // SAFETY: a hint, even for an address that is not mapped.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
@@ -112,7 +112,7 @@ unsafe fn bf16_tile<const ROWS: usize>(args: &TileArgs) {
             let b = args.b.add(step * COLS);
             let left = pairs(_mm512_loadu_si512(b.cast()));
             let right = pairs(_mm512_loadu_si512(b.add(16).cast()));
-            tile::fetch_ahead::<Avx512>(args, &mut ahead);
+            tile::fetch_ahead::<Avx512>(&mut ahead);
             for (row, sums) in sums.iter_mut().enumerate() {
                 let value = *args.a.add(row * args.a_stride + step);
                 let value = pairs(_mm512_set1_epi32(value.cast_signed()));

@@ -29,7 +29,7 @@ trait Simd: Copy {
     unsafe fn load_pairs(source: *const u32) -> (Self::V, Self::V);
     /// Hints that the cache line at `address`, which need not be readable, will be read soon.
     #[inline(always)]
-    unsafe fn prefetch(_address: *const u32) {}
+    unsafe fn prefetch(_address: *const u8) {}
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, with one rounding where the machine can.
@@ -61,10 +61,23 @@ pub(super) struct TileArgs {
     pub(super) c_stride: usize,
     /// Whether to add to c or to overwrite it.
     pub(super) add: bool,
-    /// Memory that will be read soon: with every row of b, the lines at `ahead` and half a stride behind it are fetched
-    /// into the second-level cache, and `ahead` moves by `ahead_stride` bytes. It need not be valid.
-    pub(super) ahead: *const u32,
-    pub(super) ahead_stride: usize,
+    /// Memory that will be read soon. With every row of b a line of each is fetched.
+    pub(super) ahead: [Ahead; 2],
+}
+
+/// A stream of memory that will be read soon; it need not be valid.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    pub(super) at: *const u8,
+    /// Bytes to the line that is fetched next.
+    pub(super) stride: usize,
+}
+
+impl Ahead {
+    /// Nothing worth fetching: what is read already.
+    pub(super) fn nothing(at: *const u32) -> [Self; 2] {
+        [Self { at: at.cast(), stride: 0 }; 2]
+    }
 }
 
 /// The loops of one instruction set.
@@ -79,8 +92,10 @@ pub(super) struct Kernels {
     pub(super) bf16_tiles: Option<&'static [TileFn]>,
     /// Turns `words` bf16 pairs, grouped by panel row, into twice as many panel rows of f32.
     pub(super) widen: unsafe fn(*const u32, usize, *mut f32),
-    /// Fetches rows into the second-level cache: first word, words from row to row, rows, bytes of each.
-    pub(super) prefetch_rows: unsafe fn(*const u32, usize, usize, usize),
+    /// Turns `count` i8 into as many f32.
+    pub(super) widen_i8: unsafe fn(*const i8, usize, *mut f32),
+    /// Turns panel rows of i8, `count` of them, into half as many panel rows of bf16 pairs, with zeros for a missing last.
+    pub(super) pair_i8: unsafe fn(*const i8, usize, *mut u16),
     /// One block of keys of the online softmax.
     pub(super) softmax: unsafe fn(&SoftmaxBlock),
     /// Row conversions: source, elements, destination.
@@ -154,9 +169,14 @@ macro_rules! kernel_table {
                 unsafe { tile::widen::<$simd>(source, words, destination) }
             }
             #[target_feature(enable = $features)]
-            unsafe fn prefetch_rows(first: *const u32, stride: usize, count: usize, bytes: usize) {
+            unsafe fn widen_i8(source: *const i8, count: usize, destination: *mut f32) {
                 // SAFETY: passed on.
-                unsafe { tile::prefetch_rows::<$simd>(first, stride, count, bytes) }
+                unsafe { tile::widen_i8(source, count, destination) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn pair_i8(source: *const i8, rows: usize, destination: *mut u16) {
+                // SAFETY: passed on.
+                unsafe { tile::pair_i8::<$simd>(source, rows, destination) }
             }
             #[target_feature(enable = $features)]
             unsafe fn softmax_block(block: &SoftmaxBlock) {
@@ -184,7 +204,8 @@ macro_rules! kernel_table {
                 widening_tiles: &[$(widening_tile::<$rows>),*],
                 bf16_tiles: $bf16,
                 widen,
-                prefetch_rows,
+                widen_i8,
+                pair_i8,
                 softmax: softmax_block,
                 f32_to_bf16,
                 bf16_to_f32,

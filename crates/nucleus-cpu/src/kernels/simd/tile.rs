@@ -1,6 +1,6 @@
 //! The inner loops of a matrix product: the register tile, and the conversions around it.
 
-use super::{Simd, TileArgs};
+use super::{Ahead, Simd, TileArgs};
 use crate::kernels::element::{bf16_from_f32, f32_from_bf16};
 
 /// Addresses of up to twelve rows as four bases and one stride: base + {0, 1, 2} × stride is a single operand of an x86
@@ -85,7 +85,7 @@ pub(super) unsafe fn multiply<S: Simd, const ROWS: usize>(args: &TileArgs) {
     unsafe {
         let mut sums = Sums::<S, ROWS>::begin(args);
         for _ in 0..args.steps {
-            fetch_ahead::<S>(args, &mut ahead);
+            fetch_ahead::<S>(&mut ahead);
             sums.step(&a, 0, [S::load(b), S::load(b.add(S::LANES))]);
             a.advance(1);
             b = b.add(width);
@@ -107,7 +107,7 @@ pub(super) unsafe fn multiply_widening<S: Simd, const ROWS: usize>(args: &TileAr
         let mut sums = Sums::<S, ROWS>::begin(args);
         for _ in 0..args.steps / 2 {
             let (left, right) = (S::load_pairs(b), S::load_pairs(b.add(S::LANES)));
-            fetch_ahead::<S>(args, &mut ahead);
+            fetch_ahead::<S>(&mut ahead);
             sums.step(&a, 0, [left.0, right.0]);
             sums.step(&a, 1, [left.1, right.1]);
             a.advance(2);
@@ -123,23 +123,11 @@ pub(super) unsafe fn multiply_widening<S: Simd, const ROWS: usize>(args: &TileAr
 
 /// One step of [`TileArgs::ahead`].
 #[inline(always)]
-pub(super) unsafe fn fetch_ahead<S: Simd>(args: &TileArgs, ahead: &mut *const u32) {
-    // SAFETY: a hint reads nothing.
-    unsafe {
-        S::prefetch(*ahead);
-        S::prefetch(ahead.wrapping_byte_add(args.ahead_stride / 2));
-    }
-    *ahead = ahead.wrapping_byte_add(args.ahead_stride);
-}
-
-/// Fetches `count` rows of `bytes` bytes into the second-level cache.
-#[inline(always)]
-pub(super) unsafe fn prefetch_rows<S: Simd>(first: *const u32, stride: usize, count: usize, bytes: usize) {
-    for row in 0..count {
-        for line in (0..bytes).step_by(64) {
-            // SAFETY: a hint reads nothing.
-            unsafe { S::prefetch(first.wrapping_add(row * stride).wrapping_byte_add(line)) };
-        }
+pub(super) unsafe fn fetch_ahead<S: Simd>(ahead: &mut [Ahead; 2]) {
+    for stream in ahead {
+        // SAFETY: a hint reads nothing.
+        unsafe { S::prefetch(stream.at) };
+        stream.at = stream.at.wrapping_add(stream.stride);
     }
 }
 
@@ -159,6 +147,36 @@ pub(super) unsafe fn widen<S: Simd>(source: *const u32, words: usize, destinatio
             S::store(to.add(S::LANES), right.0);
             S::store(to.add(width), left.1);
             S::store(to.add(width + S::LANES), right.1);
+        }
+    }
+}
+
+/// # Safety
+/// `source` and `destination` hold `count` elements each and do not overlap.
+#[inline(always)]
+pub(super) unsafe fn widen_i8(source: *const i8, count: usize, destination: *mut f32) {
+    for index in 0..count {
+        // SAFETY: `index < count`.
+        unsafe { destination.add(index).write(f32::from(source.add(index).read())) };
+    }
+}
+
+/// # Safety
+/// `source` holds `rows` panel rows, `destination` has room for half as many, rounded up, of pairs.
+#[inline(always)]
+pub(super) unsafe fn pair_i8<S: Simd>(source: *const i8, rows: usize, destination: *mut u16) {
+    let width = 2 * S::LANES;
+    for pair in 0..rows.div_ceil(2) {
+        for col in 0..width {
+            // SAFETY: the rows read are below `rows`, the pairs written within the destination.
+            unsafe {
+                let at = |row: usize| {
+                    if row < rows { f32::from(source.add(row * width + col).read()) } else { 0.0 }
+                };
+                let to = destination.add(2 * (pair * width + col));
+                to.write(bf16_from_f32(at(2 * pair)));
+                to.add(1).write(bf16_from_f32(at(2 * pair + 1)));
+            }
         }
     }
 }

@@ -1,0 +1,291 @@
+//! The two kinds of jobs of a round: staging rows of A, and multiplying a block of them with a group of columns.
+
+use std::ops::Range;
+
+use super::{Epilogue, PartLayout, Run, STAGE_ROWS, Tile};
+use crate::kernels::element::{Operand, store_row};
+use crate::kernels::pack::{Packing, SendPtr};
+use crate::kernels::partition::{Block, part, pieces};
+use crate::kernels::simd::{Ahead, TileArgs, TileFn};
+use crate::threads::Worker;
+
+/// Strips from which on a panel is widened once for all of them, rather than by each of them.
+const WIDEN_STRIPS: usize = 3;
+/// Strips up to which B is a stream from memory: every byte of it is used for so few multiplications.
+const STREAM_STRIPS: usize = 2;
+/// Bytes of a panel that a streaming block multiplies before its next strip does.
+pub(super) const STREAM_BYTES: usize = 16 << 10;
+
+const SUMS_SLOT: usize = 1;
+const WIDE_SLOT: usize = 2;
+
+/// Blocks whose rows are staged together.
+pub(super) struct Round<'a> {
+    pub(super) run: &'a Run<'a>,
+    pub(super) blocks: &'a [Block],
+    pub(super) first: &'a Block,
+    pub(super) rows: usize,
+    pub(super) staged: SendPtr<u32>,
+    pub(super) workers: usize,
+}
+
+/// A block of rows and a group of columns of a part.
+struct Job<'a> {
+    block: &'a Block,
+    /// The part's number.
+    part: usize,
+    first_panel: usize,
+    /// Panels of each segment.
+    panels: usize,
+}
+
+/// What a job multiplies at a time.
+#[derive(Clone, Copy)]
+struct Step {
+    /// Which chunk of k.
+    chunk: usize,
+    segment: usize,
+    panel: usize,
+}
+
+/// The steps of a job in their order.
+struct Steps<'a> {
+    /// The chunks of k.
+    chunks: &'a [Range<usize>],
+    segments: usize,
+    panels: usize,
+    /// All chunks of a panel before the next panel, or all panels for a chunk before the next chunk, because they share
+    /// that part of A.
+    panel_by_panel: bool,
+}
+
+impl Steps<'_> {
+    const FIRST: Step = Step { chunk: 0, segment: 0, panel: 0 };
+
+    fn after(&self, step: Step) -> Option<Step> {
+        let chunk = (step.chunk + 1 < self.chunks.len()).then_some(step.chunk + 1);
+        let place = match (step.panel + 1 < self.panels, step.segment + 1 < self.segments) {
+            (true, _) => Some((step.segment, step.panel + 1)),
+            (false, true) => Some((step.segment + 1, 0)),
+            (false, false) => None,
+        };
+        match (self.panel_by_panel, chunk, place) {
+            (true, Some(chunk), _) => Some(Step { chunk, ..step }),
+            (true, None, Some((segment, panel))) => Some(Step { chunk: 0, segment, panel }),
+            (false, _, Some((segment, panel))) => Some(Step { segment, panel, ..step }),
+            (false, Some(chunk), None) => Some(Step { chunk, segment: 0, panel: 0 }),
+            (_, None, None) => None,
+        }
+    }
+}
+
+impl Round<'_> {
+    pub(super) unsafe fn stage(&self, job: usize, worker: &mut Worker) {
+        let run = self.run;
+        let products = run.problem.products;
+        let begin = job * STAGE_ROWS;
+        let rows = STAGE_ROWS.min(self.rows - begin);
+        // Find the job's first row by walking from the round's first.
+        let rows_of = |product: usize| products[product].rows;
+        let mut position = (self.first.product, self.first.product_row + begin);
+        while position.1 >= rows_of(position.0) {
+            position = (position.0 + 1, position.1 - rows_of(position.0));
+        }
+        for (product, row, count, offset) in pieces(rows_of, position.0, position.1, rows) {
+            let place = (begin + offset, self.rows);
+            // SAFETY: the rows lie within the round's buffer and the product.
+            unsafe {
+                let source = &products[product].a;
+                run.staged.stage(
+                    run.kernels,
+                    source,
+                    (product, row, count),
+                    self.staged.get(),
+                    place,
+                    worker,
+                );
+            }
+        }
+    }
+
+    fn job(&self, number: usize) -> Job<'_> {
+        let (block, number) = (number / self.run.jobs_per_block, number % self.run.jobs_per_block);
+        // Parts without columns have no jobs: the last one that begins here or before has this one.
+        let part = self.run.parts.partition_point(|part| part.first_job <= number) - 1;
+        let PartLayout { layout, group_panels, first_job, .. } = &self.run.parts[part];
+        let first_panel = (number - first_job) * group_panels;
+        let panels = (*group_panels).min(layout.panels - first_panel);
+        Job { block: &self.blocks[block], part, first_panel, panels }
+    }
+
+    fn steps(&self, job: &Job) -> Steps<'_> {
+        let panel_by_panel = job.block.strips.len() <= STREAM_STRIPS;
+        let chunks = if panel_by_panel { &self.run.parts[job.part].stream } else { &self.run.chunks };
+        let segments = self.run.problem.parts[job.part].segments;
+        Steps { chunks, segments, panels: job.panels, panel_by_panel }
+    }
+
+    pub(super) unsafe fn multiply(&self, number: usize, worker: &mut Worker) {
+        let run = self.run;
+        let job = self.job(number);
+        let part = &run.problem.parts[job.part];
+        let layout = &run.parts[job.part].layout;
+        let rows = job.block.rows();
+        let row_stride = job.panels * layout.panel_cols;
+        let segment_stride = rows * row_stride;
+        let sums = worker.scratch(SUMS_SLOT, 4 * segment_stride * part.segments).cast::<f32>();
+        let steps = self.steps(&job);
+        let mut step = Steps::FIRST;
+        loop {
+            let after = steps.after(step);
+            let next = match after {
+                Some(step) => self.right_factor(&job, &steps, step),
+                // Probably the job that this worker will do next.
+                None => {
+                    let next = (number + self.workers).min(self.blocks.len() * run.jobs_per_block - 1);
+                    let next = self.job(next);
+                    self.right_factor(&next, &self.steps(&next), Steps::FIRST)
+                }
+            };
+            let to = sums.wrapping_add(step.segment * segment_stride + step.panel * layout.panel_cols);
+            // SAFETY: the step lies within the packed operand, the sums within the scratch.
+            unsafe { self.step(&job, &steps, step, (to, row_stride), next, worker) };
+            match after {
+                Some(after) => step = after,
+                None => break,
+            }
+        }
+        let col = job.first_panel * layout.panel_cols;
+        let cols = row_stride.min(part.n - col);
+        let rows_of = |product: usize| run.problem.products[product].rows;
+        for (product, row, rows, offset) in pieces(rows_of, job.block.product, job.block.product_row, rows) {
+            let acc = sums.wrapping_add(offset * row_stride);
+            let tile = Tile { product, row, rows, col, cols, acc, row_stride, segment_stride };
+            // SAFETY: the tile lies within the sums; its outputs belong to this job.
+            unsafe { self.finish(job.part, &tile) };
+        }
+    }
+
+    /// Where the right operand of a step begins.
+    fn right_factor(&self, job: &Job, steps: &Steps, step: Step) -> *const u8 {
+        let layout = &self.run.parts[job.part].layout;
+        let panel = step.segment * layout.panels + job.first_panel + step.panel;
+        let row = steps.chunks[step.chunk].start / layout.row_depth;
+        let b = self.run.problem.parts[job.part].b[job.block.product];
+        b.wrapping_add(panel * layout.panel_bytes() + row * layout.row_bytes)
+    }
+
+    /// Adds one chunk of one panel to the sums of all rows of a block, while fetching what comes next.
+    unsafe fn step(
+        &self,
+        job: &Job,
+        steps: &Steps,
+        step: Step,
+        (sums, row_stride): (*mut f32, usize),
+        next: *const u8,
+        worker: &mut Worker,
+    ) {
+        let run = self.run;
+        let (staged, layout) = (&run.staged, &run.parts[job.part].layout);
+        let range = steps.chunks[step.chunk].clone();
+        let strips = &job.block.strips;
+        let b_rows = range.len().div_ceil(layout.row_depth);
+        let words = staged.words_of(range.len());
+        let b = self.right_factor(job, steps, step);
+        let packing = run.problem.parts[job.part].packing;
+        let first_row = job.block.first_row - self.first.first_row;
+        // SAFETY: the part of b is whole, and strips lie within the staged rows and the sums. Fetching ahead reads nothing.
+        unsafe {
+            let (tiles, b) = self.right(packing, (b, b_rows, layout.panel_cols), strips.len(), worker);
+            // Every strip fetches its share of B, so that the memory is asked evenly, and a share of its own rows of A for the
+            // next chunk; the other steps of this chunk fetch the rest.
+            let fetches =
+                if std::ptr::eq(tiles, run.kernels.widening_tiles) { words / 2 } else { words }.max(1);
+            let share = (b_rows * layout.row_bytes).div_ceil(strips.len() * fetches);
+            let a_share = if staged.chunks > 1 && !steps.panel_by_panel {
+                let place = step.segment * steps.panels + step.panel;
+                part(4 * staged.stride, steps.segments * steps.panels, place)
+            } else {
+                0..0
+            };
+            let mut row = first_row;
+            let mut to = sums;
+            for (strip, &rows) in strips.iter().enumerate() {
+                let a = staged.at(self.staged.get(), (row, self.rows), range.start);
+                let next_a = staged.next_chunk(self.staged.get(), (row, self.rows), range.start);
+                tiles[rows - 1](&TileArgs {
+                    steps: words,
+                    a,
+                    a_stride: staged.stride,
+                    b,
+                    c: to,
+                    c_stride: row_stride,
+                    add: step.chunk > 0,
+                    ahead: [
+                        Ahead { at: next.wrapping_add(strip * fetches * share), stride: share },
+                        Ahead {
+                            at: next_a.cast::<u8>().wrapping_add(rows * a_share.start),
+                            stride: (rows * a_share.len()).div_ceil(fetches),
+                        },
+                    ],
+                });
+                row += rows;
+                to = to.add(rows * row_stride);
+            }
+        }
+    }
+
+    /// The tiles that multiply a chunk of a panel, and the chunk in the form that they read.
+    unsafe fn right(
+        &self,
+        packing: Packing,
+        (b, b_rows, cols): (*const u8, usize, usize),
+        strips: usize,
+        worker: &mut Worker,
+    ) -> (&'static [TileFn], *const u32) {
+        let kernels = self.run.kernels;
+        // SAFETY: the scratch has room for the widened chunk, the source holds whole rows.
+        unsafe {
+            match (packing, self.run.staged.words) {
+                (Packing::F32, Operand::F32) | (Packing::Bf16, Operand::Bf16) => (self.run.tiles, b.cast()),
+                (Packing::Bf16, Operand::F32) if strips < WIDEN_STRIPS => (kernels.widening_tiles, b.cast()),
+                (Packing::Bf16, Operand::F32) => {
+                    let wide = worker.scratch(WIDE_SLOT, 8 * b_rows * cols);
+                    (kernels.widen)(b.cast(), b_rows * cols, wide.cast());
+                    (self.run.tiles, wide.cast_const().cast())
+                }
+                (Packing::I8, Operand::F32) => {
+                    let wide = worker.scratch(WIDE_SLOT, 4 * b_rows * cols);
+                    (kernels.widen_i8)(b.cast(), b_rows * cols, wide.cast());
+                    (self.run.tiles, wide.cast_const().cast())
+                }
+                (Packing::I8, Operand::Bf16) => {
+                    let wide = worker.scratch(WIDE_SLOT, 2 * b_rows.next_multiple_of(2) * cols);
+                    (kernels.pair_i8)(b.cast(), b_rows, wide.cast());
+                    (self.run.tiles, wide.cast_const().cast())
+                }
+                // f32 weights are packed as bf16 where bf16 is multiplied.
+                (Packing::F32, Operand::Bf16) => unreachable!("an f32 panel for bf16 products"),
+            }
+        }
+    }
+
+    unsafe fn finish(&self, part: usize, tile: &Tile) {
+        let part = &self.run.problem.parts[part];
+        match part.epilogue {
+            Epilogue::Call(call) => call(tile),
+            Epilogue::Store { outputs, element, row_stride } => {
+                for segment in 0..part.segments {
+                    for row in 0..tile.rows {
+                        let source =
+                            tile.acc.wrapping_add(segment * tile.segment_stride + row * tile.row_stride);
+                        let at = (tile.row + row) * row_stride + segment * part.n + tile.col;
+                        let to = outputs[tile.product].wrapping_add(at * element.size());
+                        // SAFETY: the columns lie within the tile and the product's output.
+                        unsafe { store_row(source, tile.cols, to, element) };
+                    }
+                }
+            }
+        }
+    }
+}
