@@ -28,8 +28,9 @@ const fn shape(name: &'static str, [experts, rows, k, n, segments]: [usize; 5]) 
     GemmShape { name, experts, rows, k, n, segments }
 }
 
-/// The products of the model at 256 and 1024 image tokens (capacity factor 4: 16 and 64 rows for each expert).
-pub const GEMM_SHAPES: [GemmShape; 12] = [
+/// The products of the model at 64, 256 and 1024 image tokens (capacity factor 4: 4, 16 and 64 rows for each expert).
+pub const GEMM_SHAPES: [GemmShape; 15] = [
+    shape("query", [1, 64, 2048, 2048, 1]),
     shape("query", [1, 256, 2048, 2048, 1]),
     shape("query", [1, 1024, 2048, 2048, 1]),
     shape("key", [1, 256, 2048, 512, 1]),
@@ -38,6 +39,8 @@ pub const GEMM_SHAPES: [GemmShape; 12] = [
     shape("dense_up", [1, 1024, 2048, 5376, 2]),
     shape("dense_down", [1, 256, 5376, 2048, 1]),
     shape("dense_down", [1, 1024, 5376, 2048, 1]),
+    shape("experts_up", [64, 4, 2048, 1344, 2]),
+    shape("experts_down", [64, 4, 1344, 2048, 1]),
     shape("experts_up", [64, 16, 2048, 1344, 2]),
     shape("experts_down", [64, 16, 1344, 2048, 1]),
     shape("experts_up", [64, 64, 2048, 1344, 2]),

@@ -15,7 +15,7 @@ pub use blocking::Blocking;
 
 use std::ops::Range;
 
-use self::job::{Round, STREAM_BYTES};
+use self::job::{Round, STREAM_BYTES, STREAM_DEPTH};
 use super::element::{Element, Operand};
 use super::isa::Isa;
 use super::pack::{PackedLayout, Packing, SendPtr};
@@ -228,10 +228,10 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Cuts chunks of k further, into such as take [`STREAM_BYTES`] of a panel.
+/// Cuts chunks of k further, into such as streaming blocks take.
 fn stream_chunks(chunks: &[Range<usize>], layout: &PackedLayout) -> Vec<Range<usize>> {
     // In pairs of k, because two k may share a word.
-    let depth = (STREAM_BYTES / layout.row_bytes * layout.row_depth).next_multiple_of(2);
+    let depth = (STREAM_BYTES / layout.row_bytes * layout.row_depth).min(STREAM_DEPTH).next_multiple_of(2);
     let cut = |chunk: &Range<usize>| {
         let (start, end) = (chunk.start, chunk.end);
         let pieces = chunk.len().div_ceil(depth).max(1);

@@ -11,10 +11,13 @@ use crate::threads::Worker;
 
 /// Strips from which on a panel is widened once for all of them, rather than by each of them.
 const WIDEN_STRIPS: usize = 3;
+/// The same for i8, which takes more instructions.
+const WIDEN_I8_STRIPS: usize = 2;
 /// Strips up to which B is a stream from memory: every byte of it is used for so few multiplications.
 const STREAM_STRIPS: usize = 2;
-/// Bytes of a panel that a streaming block multiplies before its next strip does.
+/// Bytes and extent of k of a panel that a streaming block multiplies before its next strip does.
 pub(super) const STREAM_BYTES: usize = 16 << 10;
+pub(super) const STREAM_DEPTH: usize = 256;
 
 const SUMS_SLOT: usize = 1;
 const WIDE_SLOT: usize = 2;
@@ -202,17 +205,26 @@ impl Round<'_> {
             let fetches =
                 if std::ptr::eq(tiles, run.kernels.widening_tiles) { words / 2 } else { words }.max(1);
             let share = (b_rows * layout.row_bytes).div_ceil(strips.len() * fetches);
-            let a_share = if staged.chunks > 1 && !steps.panel_by_panel {
-                let place = step.segment * steps.panels + step.panel;
-                part(4 * staged.stride, steps.segments * steps.panels, place)
-            } else {
-                0..0
+            let place = step.segment * steps.panels + step.panel;
+            let a_share = match staged.chunks > 1 {
+                true => part(4 * staged.stride, steps.segments * steps.panels, place),
+                false => 0..0,
             };
             let mut row = first_row;
             let mut to = sums;
             for (strip, &rows) in strips.iter().enumerate() {
                 let a = staged.at(self.staged.get(), (row, self.rows), range.start);
-                let next_a = staged.next_chunk(self.staged.get(), (row, self.rows), range.start);
+                let next_b = Ahead { at: next.wrapping_add(strip * fetches * share), stride: share };
+                let second = if steps.panel_by_panel {
+                    // A row of B may be two lines, and A stays in the cache.
+                    Ahead { at: next_b.at.wrapping_add(share / 2), stride: share }
+                } else {
+                    let next_a = staged.next_chunk(self.staged.get(), (row, self.rows), range.start);
+                    Ahead {
+                        at: next_a.cast::<u8>().wrapping_add(rows * a_share.start),
+                        stride: (rows * a_share.len()).div_ceil(fetches),
+                    }
+                };
                 tiles[rows - 1](&TileArgs {
                     steps: words,
                     a,
@@ -221,13 +233,7 @@ impl Round<'_> {
                     c: to,
                     c_stride: row_stride,
                     add: step.chunk > 0,
-                    ahead: [
-                        Ahead { at: next.wrapping_add(strip * fetches * share), stride: share },
-                        Ahead {
-                            at: next_a.cast::<u8>().wrapping_add(rows * a_share.start),
-                            stride: (rows * a_share.len()).div_ceil(fetches),
-                        },
-                    ],
+                    ahead: [next_b, second],
                 });
                 row += rows;
                 to = to.add(rows * row_stride);
@@ -254,6 +260,7 @@ impl Round<'_> {
                     (kernels.widen)(b.cast(), b_rows * cols, wide.cast());
                     (self.run.tiles, wide.cast_const().cast())
                 }
+                (Packing::I8, Operand::F32) if strips < WIDEN_I8_STRIPS => (kernels.i8_tiles, b.cast()),
                 (Packing::I8, Operand::F32) => {
                     let wide = worker.scratch(WIDE_SLOT, 4 * b_rows * cols);
                     (kernels.widen_i8)(b.cast(), b_rows * cols, wide.cast());

@@ -36,6 +36,11 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn load_i8(source: *const i8) -> __m512 {
+        // SAFETY: AVX-512 is on in the caller, which owns the address.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(source.cast()))) }
+    }
+    #[inline(always)]
     unsafe fn prefetch(address: *const u8) {
         // SAFETY: a hint, even for an address that is not mapped.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }

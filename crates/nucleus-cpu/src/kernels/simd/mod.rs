@@ -27,6 +27,19 @@ trait Simd: Copy {
     unsafe fn store(destination: *mut f32, value: Self::V);
     /// Loads `LANES` pairs of bf16: the lower halves and the upper halves, as f32.
     unsafe fn load_pairs(source: *const u32) -> (Self::V, Self::V);
+    /// Loads `LANES` i8 as f32.
+    #[inline(always)]
+    unsafe fn load_i8(source: *const i8) -> Self::V {
+        let mut values = [0.0; 16];
+        debug_assert!(Self::LANES <= values.len(), "wider registers need their own");
+        // SAFETY: the caller owns `LANES` bytes; the values are as many.
+        unsafe {
+            for (at, value) in values.iter_mut().enumerate().take(Self::LANES) {
+                *value = f32::from(source.add(at).read());
+            }
+            Self::load(values.as_ptr())
+        }
+    }
     /// Hints that the cache line at `address`, which need not be readable, will be read soon.
     #[inline(always)]
     unsafe fn prefetch(_address: *const u8) {}
@@ -88,6 +101,8 @@ pub(super) struct Kernels {
     pub(super) f32_tiles: &'static [TileFn],
     /// Tile kernels whose a is f32 words and whose b is bf16 pairs.
     pub(super) widening_tiles: &'static [TileFn],
+    /// Tile kernels whose a is f32 words and whose b is i8.
+    pub(super) i8_tiles: &'static [TileFn],
     /// Tile kernels over bf16 pairs, where the machine multiplies them directly.
     pub(super) bf16_tiles: Option<&'static [TileFn]>,
     /// Turns `words` bf16 pairs, grouped by panel row, into twice as many panel rows of f32.
@@ -164,6 +179,11 @@ macro_rules! kernel_table {
                 unsafe { tile::multiply_widening::<$simd, ROWS>(args) }
             }
             #[target_feature(enable = $features)]
+            unsafe fn i8_tile<const ROWS: usize>(args: &TileArgs) {
+                // SAFETY: passed on.
+                unsafe { tile::multiply_i8::<$simd, ROWS>(args) }
+            }
+            #[target_feature(enable = $features)]
             unsafe fn widen(source: *const u32, words: usize, destination: *mut f32) {
                 // SAFETY: passed on.
                 unsafe { tile::widen::<$simd>(source, words, destination) }
@@ -202,6 +222,7 @@ macro_rules! kernel_table {
                 panel_cols: 2 * <$simd as Simd>::LANES,
                 f32_tiles: &[$(f32_tile::<$rows>),*],
                 widening_tiles: &[$(widening_tile::<$rows>),*],
+                i8_tiles: &[$(i8_tile::<$rows>),*],
                 bf16_tiles: $bf16,
                 widen,
                 widen_i8,

@@ -121,6 +121,27 @@ pub(super) unsafe fn multiply_widening<S: Simd, const ROWS: usize>(args: &TileAr
     }
 }
 
+/// The same sums as [`multiply`], from a `b` of i8.
+///
+/// # Safety
+/// The ranges of [`TileArgs`] are valid for `ROWS` rows.
+#[inline(always)]
+pub(super) unsafe fn multiply_i8<S: Simd, const ROWS: usize>(args: &TileArgs) {
+    let width = 2 * S::LANES;
+    let (mut a, mut b, mut ahead) = (Rows::new(args), args.b.cast::<i8>(), args.ahead);
+    // SAFETY: all reads are within the ranges the caller vouches for.
+    unsafe {
+        let mut sums = Sums::<S, ROWS>::begin(args);
+        for _ in 0..args.steps {
+            fetch_ahead::<S>(&mut ahead);
+            sums.step(&a, 0, [S::load_i8(b), S::load_i8(b.add(S::LANES))]);
+            a.advance(1);
+            b = b.add(width);
+        }
+        sums.finish(args);
+    }
+}
+
 /// One step of [`TileArgs::ahead`].
 #[inline(always)]
 pub(super) unsafe fn fetch_ahead<S: Simd>(ahead: &mut [Ahead; 2]) {
