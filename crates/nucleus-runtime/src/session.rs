@@ -285,6 +285,17 @@ impl Session {
         outputs
     }
 
+    /// Checks inputs and sizes without running anything: evaluates the plan's formulas and proves every access to stay inside its
+    /// buffer, which is all that new sizes cost.
+    ///
+    /// # Errors
+    /// As for [`Session::run`].
+    pub fn check_sizes(&self, inputs: &TensorMap, dims: &[(String, i64)]) -> Result<Bindings, SessionError> {
+        let bindings = self.signature.bind(inputs, dims)?;
+        self.program.bind(&bindings)?;
+        Ok(bindings)
+    }
+
     /// Computes what depends on the prompt and on sizes alone. `inputs` holds the inputs that are not `per step`; `dims` gives the sizes
     /// that their shapes do not decide.
     ///

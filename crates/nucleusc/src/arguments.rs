@@ -59,10 +59,11 @@ Examples:
     /// Time an entry of a model
     #[command(
         after_help = "Without --inputs, random inputs of the given sizes are used. Times are medians: of whole runs (all stages but the
-loading) and of steps for which the prompt is prepared.
+loading) and of steps for which the prompt is prepared. A sweep loads and compiles the model once.
 
 Examples:
   nucleusc bench ir-specs/nucleus_image.ir --weights slice --dim B=1 --dim H=32 --dim W=32 --dim T=64
+  nucleusc bench ir-specs/nucleus_image.ir --weights slice --dim B=1 --dim T=64 --sweep H=8,16,32,64 --sweep W=8,16,32,64
   nucleusc bench model.nuc --inputs in.safetensors --dim H=32 --repeat 10 --json"
     )]
     Bench(BenchArguments),
@@ -220,6 +221,9 @@ pub struct BenchArguments {
     /// The inputs, a safetensors file [default: random values]
     #[arg(long, value_name = "in.safetensors")]
     pub inputs: Option<PathBuf>,
+    /// Several values of one run-time size, a measurement for each; several sizes with equally many are walked together
+    #[arg(long, value_name = "NAME=SIZE,SIZE…", value_parser = sizes)]
+    pub sweep: Vec<(String, Vec<i64>)>,
     /// Timed runs after one that warms up
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub repeat: usize,
@@ -246,6 +250,12 @@ pub struct InspectArguments {
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
+}
+
+fn sizes(text: &str) -> Result<(String, Vec<i64>), String> {
+    let (name, list) = text.split_once('=').ok_or("expected NAME=SIZE,SIZE…, for example H=16,32,64")?;
+    let size = |size: &str| size.trim().parse().map_err(|_| format!("`{size}` is not a whole number"));
+    Ok((name.trim().to_owned(), list.split(',').map(size).collect::<Result<_, _>>()?))
 }
 
 fn dim(text: &str) -> Result<(String, i64), String> {

@@ -153,6 +153,29 @@ fn every_stage_is_written_where_asked() {
 }
 
 #[test]
+fn bench_measures_one_size_or_walks_several() {
+    let (model, weights) = (model(), text(&Case::named("dense").folder).to_owned());
+    let common = ["bench", &model, "--weights", &weights, "--dim", "B=1", "--dim", "T=3", "--repeat", "2"];
+    let bench = |extra: &[&str]| {
+        let output = nucleusc().args(common).args(extra).output().expect("nucleusc starts");
+        assert!(output.status.success(), "{extra:?}: {}", stderr(&output));
+        stdout(&output)
+    };
+    let one = bench(&["--dim", "H=2", "--dim", "W=3", "--profile"]);
+    assert!(one.contains("H=2") && one.contains("new sizes bound in") && one.contains("matmul"), "{one}");
+    let swept = bench(&["--sweep", "H=2,4,3", "--sweep", "W=3,2,5"]);
+    let has = |sizes: &str| swept.lines().any(|line| line.contains(sizes));
+    assert!(has("H=2 T=3 W=3") && has("H=4 T=3 W=2") && has("H=3 T=3 W=5"), "{swept}");
+    let json: serde_json::Value =
+        serde_json::from_str(&bench(&["--sweep", "H=2,4", "--dim", "W=2", "--json"])).expect("JSON");
+    let flops = |at: usize| json["sweep"][at]["flops"].as_f64().expect("a number");
+    assert!(flops(1) > 1.5 * flops(0), "{json}");
+    let message =
+        stderr(&nucleusc().args(common).args(["--sweep", "H=2,4", "--sweep", "W=2"]).output().unwrap());
+    assert!(message.contains("walked together"), "{message}");
+}
+
+#[test]
 fn help_teaches() {
     let help = succeeds(["--help"]);
     for word in ["check", "compile", "run", "inspect", "Examples:"] {
