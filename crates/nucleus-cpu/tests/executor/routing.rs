@@ -23,7 +23,7 @@ fn combine(affinity: &str) -> String {
     buffer b7: f32[B, S, 2, 5] output 1;
     buffer b8: f32[B, S] output 2;
     kernel k0(read f32, write i32, write f32) sizes 4 expert_choice {{
-        batch s0; tokens s1; experts 3; capacity s2; slot_token o1; gate o2;
+        batch s0; tokens s1; experts 3; capacity s2; slot_token o1;
         affinity {{ {affinity} }}
     }}
     kernel k1(read i32, write i32, write i32) sizes 3 invert_index {{

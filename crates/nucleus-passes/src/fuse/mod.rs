@@ -22,6 +22,7 @@ mod emit;
 mod group;
 mod homes;
 mod lower;
+mod partition;
 mod space;
 mod state;
 
