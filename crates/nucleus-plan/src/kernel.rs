@@ -314,7 +314,10 @@ impl Anchor {
                 list
             }
             Anchor::ExpertChoice(choice) => {
-                vec![("affinity".to_owned(), 3, &choice.affinity), ("epilogue".to_owned(), 3, &choice.epilogue)]
+                vec![
+                    ("affinity".to_owned(), 3, &choice.affinity),
+                    ("epilogue".to_owned(), 3, &choice.epilogue),
+                ]
             }
             Anchor::InvertIndex(_) => Vec::new(),
             Anchor::SegmentSum(sum) => {

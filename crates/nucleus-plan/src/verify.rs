@@ -305,8 +305,10 @@ impl Verifier<'_> {
                     nucleus_ir::dim::product(&plan.buffer(buffer).shape).and_then(|n| n.eval(bindings));
                 let (needed, Ok(elements)) = (dense.elements(&sizes), elements) else { continue };
                 if needed > i128::from(elements) {
-                    let what =
-                        format!("{needed} elements of b{} are used, which has {elements}, at {bindings:?}", buffer.0);
+                    let what = format!(
+                        "{needed} elements of b{} are used, which has {elements}, at {bindings:?}",
+                        buffer.0
+                    );
                     self.report(&format!("launch {position}"), what);
                 }
             }

@@ -168,7 +168,9 @@ mod tests {
 
     #[test]
     fn slots_and_sums_of_every_token_are_those_of_the_definition() {
-        for sizes in [[1, 1, 1, 1], [2, 7, 3, 2], [1, 5, 4, 5], [2, 3000, 9, 700], [1, 40_000, 3, 1], [1, 9, 2, 0]] {
+        for sizes in
+            [[1, 1, 1, 1], [2, 7, 3, 2], [1, 5, 4, 5], [2, 3000, 9, 700], [1, 40_000, 3, 1], [1, 9, 2, 0]]
+        {
             let [batch, tokens, experts, capacity] = sizes;
             let (chosen, affinity) = slots(sizes);
             let row = experts * capacity;

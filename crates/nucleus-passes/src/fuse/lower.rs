@@ -382,8 +382,8 @@ impl Lowering<'_> {
         let slots = self.state.graph.ty(data.results[1]).shape.clone();
         let epilogue = self.stores(group, &mut arguments, &slots, false)?;
         let sums = i64::from(epilogue.steps.contains(&Step::Accumulator(1)));
-        let flops = flops(1 + operations(&affinity), &extents)?
-            .add(&flops(sums + operations(&epilogue), &slots)?)?;
+        let flops =
+            flops(1 + operations(&affinity), &extents)?.add(&flops(sums + operations(&epilogue), &slots)?)?;
         let choice = ExpertChoice {
             batch: sizes[0],
             tokens: sizes[1],
