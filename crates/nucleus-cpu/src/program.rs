@@ -9,7 +9,7 @@ use crate::buffer::{AlignedBuffer, OutOfMemory};
 use crate::codegen::{Code, Jit};
 use crate::executor::compiled::{CompiledKernel, Source, compile_kernel, element};
 use crate::executor::pack::{PackJob, RightFactor, pack_items};
-use crate::executor::slots::{dense_operands, slots};
+use crate::executor::slots::slots;
 use crate::executor::{
     BindError, BoundAccess, BoundPlan, BufferTable, CompileError, ExecuteError, points, range,
 };
@@ -372,7 +372,7 @@ fn operand_uses(plan: &Plan, launch: usize, packed: bool) -> Vec<bool> {
     for slot in slots(anchor).iter().filter(|slot| !(packed && slot.name == "b")) {
         slot.function.accesses().for_each(|access| used[access.operand as usize] = true);
     }
-    dense_operands(anchor).iter().for_each(|(operand, _, _)| used[*operand as usize] = true);
+    anchor.dense_operands().iter().for_each(|dense| used[dense.operand as usize] = true);
     used
 }
 

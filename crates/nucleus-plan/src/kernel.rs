@@ -193,7 +193,9 @@ pub struct KeySegment {
     pub mask: Option<ScalarFunction>,
 }
 
-/// Every expert takes its `capacity` tokens of largest affinity; see the op `expert_choice` for ties and order.
+/// Every expert takes its `capacity` tokens of largest affinity; see the op `expert_choice` for ties and order. Then the epilogue at
+/// every slot, with two accumulators: 0 is the slot's affinity, 1 the sum of the affinities of all slots that took the slot's token,
+/// from 0 in ascending order of the slots.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ExpertChoice {
     /// The batch extent.
@@ -208,8 +210,19 @@ pub struct ExpertChoice {
     pub affinity: ScalarFunction,
     /// The operand that receives `i32[batch, experts, capacity]`, dense.
     pub slot_token: u32,
-    /// The operand that receives `f32[batch, experts, capacity]`, dense.
-    pub gate: u32,
+    /// Where the inverse of that map goes, if it is wanted.
+    pub inverse: Option<InverseMap>,
+    /// Over (b, expert, slot): stores.
+    pub epilogue: ScalarFunction,
+}
+
+/// Where a kernel writes the slots of every token, in compressed rows: what `invert_index` makes of the map from slots to tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct InverseMap {
+    /// The operand that receives `i32[batch, tokens + 1]`, dense.
+    pub offsets: u32,
+    /// The operand that receives `i32[batch, experts · capacity]`, dense: slots counted through all experts.
+    pub positions: u32,
 }
 
 /// The positions of every target in an index map, in compressed rows; see the op `invert_index`.
@@ -300,7 +313,12 @@ impl Anchor {
                 list.push(("epilogue".to_owned(), 4, &attention.epilogue));
                 list
             }
-            Anchor::ExpertChoice(choice) => vec![("affinity".to_owned(), 3, &choice.affinity)],
+            Anchor::ExpertChoice(choice) => {
+                vec![
+                    ("affinity".to_owned(), 3, &choice.affinity),
+                    ("epilogue".to_owned(), 3, &choice.epilogue),
+                ]
+            }
             Anchor::InvertIndex(_) => Vec::new(),
             Anchor::SegmentSum(sum) => {
                 let axes = 2 + sum.rest.len();
@@ -346,6 +364,9 @@ impl Anchor {
                     } else {
                         vec![a.batch, a.queries, of(a.heads), of(a.head_size)]
                     }
+                }
+                Anchor::ExpertChoice(choice) if name == "epilogue" => {
+                    vec![choice.batch, choice.experts, choice.capacity]
                 }
                 Anchor::ExpertChoice(choice) => vec![choice.batch, choice.tokens, choice.experts],
                 Anchor::InvertIndex(_) => Vec::new(),

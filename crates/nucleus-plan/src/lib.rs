@@ -9,6 +9,7 @@
 
 pub mod buffer;
 pub mod cost;
+pub mod dense;
 pub mod kernel;
 pub mod lifetime;
 pub mod plan;
@@ -19,9 +20,10 @@ pub mod text;
 pub mod verify;
 
 pub use buffer::{Buffer, BufferId, Place};
+pub use dense::DenseOperand;
 pub use kernel::{
-    Anchor, Attention, Contraction, ExpertChoice, InvertIndex, Kernel, KernelId, KeySegment, Map, Operand,
-    OperandMode, Phase, Reduction, ReductionOp, RowReduction, SegmentSum, Tile,
+    Anchor, Attention, Contraction, ExpertChoice, InverseMap, InvertIndex, Kernel, KernelId, KeySegment, Map,
+    Operand, OperandMode, Phase, Reduction, ReductionOp, RowReduction, SegmentSum, Tile,
 };
 pub use lifetime::{Life, lifetimes};
 pub use plan::{Launch, Plan, PlanInput, PlanOutput};

@@ -138,7 +138,10 @@ pub fn check_races(kernel: &Kernel, sizes: &[i64], budget: &mut usize) -> Result
 fn whole_operands(kernel: &Kernel, places: &BTreeMap<u32, Vec<Place>>) -> Result<(), (String, String)> {
     let stored = |operand: u32| places.get(&operand).is_some_and(|list| list.iter().any(|place| place.store));
     let (written, read) = match &kernel.anchor {
-        Anchor::ExpertChoice(choice) => (vec![choice.slot_token, choice.gate], vec![]),
+        Anchor::ExpertChoice(choice) => {
+            let inverse = choice.inverse.map(|inverse| [inverse.offsets, inverse.positions]);
+            ([choice.slot_token].into_iter().chain(inverse.into_iter().flatten()).collect(), vec![])
+        }
         Anchor::InvertIndex(invert) => (vec![invert.offsets_out, invert.positions_out], vec![invert.index]),
         Anchor::SegmentSum(sum) => (vec![], vec![sum.offsets, sum.positions]),
         _ => return Ok(()),

@@ -477,26 +477,52 @@ impl Run<'_> {
     fn expert_choice(&mut self, choice: &ExpertChoice) -> Result<(), ReferenceError> {
         let (tokens, capacity) = (self.size(choice.tokens), self.size(choice.capacity));
         let experts = self.size(choice.experts);
-        points(&[self.size(choice.batch), experts], |point| {
-            let (b, e) = (point[0], point[1]);
-            let mut ranked = Vec::new();
+        if capacity > tokens {
+            return Err(self.invalid());
+        }
+        for b in 0..self.size(choice.batch) {
+            // Token and affinity of every slot, expert by expert.
+            let mut slots: Vec<(i64, f64)> = Vec::new();
+            for e in 0..experts {
+                let mut ranked = Vec::new();
+                for token in 0..tokens {
+                    ranked.push((token, self.result(&choice.affinity, &[b, token, e])?));
+                }
+                // NaN counts as smaller than every number; ties go to the lowest token.
+                ranked.sort_by(|x, y| {
+                    let nan = x.1.is_nan().cmp(&y.1.is_nan());
+                    nan.then(y.1.partial_cmp(&x.1).unwrap_or(std::cmp::Ordering::Equal)).then(x.0.cmp(&y.0))
+                });
+                ranked.truncate(capacity.max(0) as usize);
+                ranked.sort_by_key(|(token, _)| *token);
+                slots.extend(ranked);
+            }
+            let first = b * slots.len() as i64;
+            for (slot, (token, _)) in slots.iter().enumerate() {
+                self.set(choice.slot_token, first + slot as i64, *token as f64)?;
+            }
+            let mut filled = 0;
             for token in 0..tokens {
-                ranked.push((self.result(&choice.affinity, &[b, token, e])?, token));
+                let taken = || slots.iter().enumerate().filter(|(_, (taken, _))| *taken == token);
+                let add = |sum, (_, (_, affinity)): (usize, &(i64, f64))| round(sum + affinity, DType::F32);
+                let sum = taken().fold(0.0, add);
+                if let Some(inverse) = choice.inverse {
+                    self.set(inverse.offsets, b * (tokens + 1) + token, filled as f64)?;
+                    for (slot, _) in taken() {
+                        self.set(inverse.positions, first + filled, slot as f64)?;
+                        filled += 1;
+                    }
+                }
+                for (slot, (_, affinity)) in taken() {
+                    let (e, slot) = (slot as i64 / capacity, slot as i64 % capacity);
+                    self.steps(&choice.epilogue, &[b, e, slot], &[*affinity, sum])?;
+                }
             }
-            // NaN counts as smaller than every number; ties go to the lowest token.
-            ranked.sort_by(|x, y| {
-                let nan = x.0.is_nan().cmp(&y.0.is_nan());
-                nan.then(y.0.partial_cmp(&x.0).unwrap_or(std::cmp::Ordering::Equal)).then(x.1.cmp(&y.1))
-            });
-            let mut chosen: Vec<(f64, i64)> = ranked.into_iter().take(capacity.max(0) as usize).collect();
-            chosen.sort_by_key(|(_, token)| *token);
-            for (slot, (affinity, token)) in chosen.into_iter().enumerate() {
-                let element = (b * experts + e) * capacity + slot as i64;
-                self.set(choice.slot_token, element, token as f64)?;
-                self.set(choice.gate, element, affinity)?;
+            if let Some(inverse) = choice.inverse {
+                self.set(inverse.offsets, b * (tokens + 1) + tokens, filled as f64)?;
             }
-            Ok(())
-        })
+        }
+        Ok(())
     }
 
     fn invert_index(&mut self, invert: &InvertIndex) -> Result<(), ReferenceError> {

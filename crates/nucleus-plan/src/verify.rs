@@ -7,8 +7,8 @@
 //! - an access has as many strides as its function has axes; an index is an `i32` operand, loaded directly;
 //! - steps use earlier steps; every operation is defined for the dtypes of its operands; a stored value has its operand's dtype;
 //! - functions that compute an operand have a result of the dtype that the slot wants and store nothing; the others only store;
-//! - accumulators exist where they are used: one per segment of a contraction, one for attention and segment sums, the results of
-//!   earlier phases for row reductions;
+//! - accumulators exist where they are used: one per segment of a contraction, one for attention and segment sums, two for expert
+//!   choice, the results of earlier phases for row reductions;
 //! - reduced values are `f32`; factors are floats; heads are a multiple of key heads;
 //! - an operand is loaded only if its mode reads, stored only if it writes.
 //!
@@ -18,7 +18,8 @@
 //! - stages do not decrease; a stage reads no input that may change after it;
 //! - outputs are written per step;
 //! - what is read was written by an earlier launch, and is not written afterwards; weights and inputs are never written;
-//! - at sample sizes, direct accesses stay inside their buffers, and no point of a launch touches what another stores;
+//! - at sample sizes, direct accesses and what an anchor reads or writes whole stay inside their buffers, and no point of a launch touches
+//!   what another stores;
 //! - a launch binds a buffer that it writes to one operand only;
 //! - once allocated: every arena buffer has an offset, a multiple of 64 and inside its arena; buffers that live at the same time do not
 //!   overlap, at sample sizes.
@@ -298,6 +299,19 @@ impl Verifier<'_> {
             if let Err((slot, why)) = check_races(kernel, &sizes, &mut pairs) {
                 self.report(&format!("launch {position}"), format!("{slot}: {why}, at {bindings:?}"));
             }
+            for dense in kernel.anchor.dense_operands() {
+                let buffer = launch.operands[dense.operand as usize];
+                let elements =
+                    nucleus_ir::dim::product(&plan.buffer(buffer).shape).and_then(|n| n.eval(bindings));
+                let (needed, Ok(elements)) = (dense.elements(&sizes), elements) else { continue };
+                if needed > i128::from(elements) {
+                    let what = format!(
+                        "{needed} elements of b{} are used, which has {elements}, at {bindings:?}",
+                        buffer.0
+                    );
+                    self.report(&format!("launch {position}"), what);
+                }
+            }
             for (name, extents, function) in kernel.anchor.slots() {
                 let extents: Vec<i64> = extents.iter().map(|extent| extent.value(&sizes)).collect();
                 if extents.iter().any(|extent| *extent <= 0) {
@@ -427,7 +441,10 @@ impl KernelCheck<'_, '_, '_> {
             Anchor::ExpertChoice(choice) => {
                 self.size(choice.capacity);
                 self.whole(choice.slot_token, DType::I32, true);
-                self.whole(choice.gate, DType::F32, true);
+                if let Some(inverse) = choice.inverse {
+                    self.whole(inverse.offsets, DType::I32, true);
+                    self.whole(inverse.positions, DType::I32, true);
+                }
             }
             Anchor::InvertIndex(invert) => {
                 for size in [invert.batch, invert.positions, invert.targets] {
@@ -577,6 +594,7 @@ fn wants(anchor: &Anchor, name: &str) -> (Slot, usize) {
             _ => (Slot::Result(attention.dtype), 0),
         },
         Anchor::SegmentSum(_) if name == "epilogue" => (Slot::Stores, 1),
+        Anchor::ExpertChoice(_) if name == "epilogue" => (Slot::Stores, 2),
         Anchor::ExpertChoice(_) | Anchor::InvertIndex(_) | Anchor::SegmentSum(_) => {
             (Slot::Result(DType::F32), 0)
         }

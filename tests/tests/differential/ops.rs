@@ -434,8 +434,27 @@ fn expert_choices() -> Vec<Case> {
         b.output(choice.clone(), &[tied]);
         let one = b.f32("");
         let equal = b.broadcast(one, &dims);
-        b.output(choice, &[equal]);
+        b.output(choice.clone(), &[equal]);
+        // With the lists of every token and gates normalised over them, from affinities between 0 and 1.
+        for scores in [affinity, tied, equal] {
+            let share = b.value(Op::Sigmoid, &[scores]);
+            token_partition(b, &choice, share, tokens);
+        }
     })
+}
+
+/// A choice, its inverse, its affinities over their sums per token, and the sum of what the slots bring back.
+fn token_partition(b: &mut Builder, choice: &Op, affinity: Value, tokens: &str) {
+    let chosen = b.output(choice.clone(), &[affinity]);
+    let lists = b.output(Op::InvertIndex { size: size(tokens) }, &[chosen[0]]);
+    let zero = b.constant(0.0, DType::F32);
+    let zeros = b.broadcast(zero, &format!("B, {tokens}"));
+    let total = b.value(Op::SegmentSum, &[zeros, lists[0], lists[1], chosen[1]]);
+    let total = b.value(Op::Gather, &[total, chosen[0]]);
+    let gate = b.output(Op::Div, &[chosen[1], total]);
+    let rest = b.value(Op::Sub, &[chosen[1], gate[0]]);
+    b.output(Op::Exp, &[rest]);
+    b.output(Op::SegmentSum, &[zeros, lists[0], lists[1], gate[0]]);
 }
 
 /// Every case with inputs and with weights, at every size.

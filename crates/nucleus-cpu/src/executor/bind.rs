@@ -5,7 +5,7 @@ use nucleus_plan::{Anchor, BufferId, Kernel, Launch, OperandMode, Place, Plan, S
 
 use super::bounds::{points, range, split_accesses};
 use super::error::{BindError, ExecuteError};
-use super::slots::{dense_operands, slots};
+use super::slots::slots;
 use super::table::{BufferPointer, BufferTable};
 
 /// The most pairs of accesses whose points are proved apart, in all launches together. Most launches have one or two.
@@ -283,18 +283,14 @@ fn check_launch(
             }
         }
     }
-    for (operand, shape, one_more) in dense_operands(&kernel.anchor) {
-        let [batch, middle, last] = shape.map(|size| i128::from(size.value(sizes)));
-        if batch < 0 || middle < 0 || last < 0 {
-            return Err((format!("operand {operand}"), "a negative extent".to_owned()));
+    for dense in kernel.anchor.dense_operands() {
+        let at = || format!("operand {}", dense.operand);
+        if [dense.batch, dense.item[0], dense.item[1]].iter().any(|size| size.value(sizes) < 0) {
+            return Err((at(), "a negative extent".to_owned()));
         }
-        let needed = batch.saturating_mul(middle.saturating_mul(last).saturating_add(i128::from(one_more)));
-        let available = elements(operand);
+        let (needed, available) = (dense.elements(sizes), elements(dense.operand));
         if needed > i128::from(available) {
-            return Err((
-                format!("operand {operand}"),
-                format!("{available} elements where {needed} are needed"),
-            ));
+            return Err((at(), format!("{available} elements where {needed} are needed")));
         }
     }
     Ok(())

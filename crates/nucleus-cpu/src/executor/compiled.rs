@@ -24,8 +24,8 @@ pub(crate) enum CompiledKernel {
     Contraction(CompiledContraction),
     /// Attention and its epilogue.
     Attention(CompiledAttention),
-    /// The choice; affinities are a plain load or computed first.
-    ExpertChoice { affinity: Source },
+    /// The choice and what is made of it.
+    ExpertChoice(CompiledChoice),
     /// Nothing to compile.
     InvertIndex,
     /// Base, update and epilogue of a row of sums.
@@ -68,6 +68,16 @@ pub(crate) struct CompiledAttention {
     pub(crate) q: Source,
     pub(crate) segments: Vec<CompiledSegment>,
     pub(crate) epilogue: FunctionId,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct CompiledChoice {
+    /// A plain load, or computed first.
+    pub(crate) affinity: Source,
+    /// `None` if it stores nothing.
+    pub(crate) epilogue: Option<FunctionId>,
+    /// True if the epilogue uses the sums.
+    pub(crate) sums: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -227,8 +237,12 @@ fn check_anchor(kernel: &Kernel) -> Result<(), String> {
         }
         Anchor::ExpertChoice(choice) => {
             operand(choice.slot_token, DType::I32)?;
-            operand(choice.gate, DType::F32)?;
+            if let Some(inverse) = choice.inverse {
+                operand(inverse.offsets, DType::I32)?;
+                operand(inverse.positions, DType::I32)?;
+            }
             sizes(&[choice.capacity])?;
+            accumulators(&choice.epilogue, 2)?;
             result("affinity", &choice.affinity, DType::F32)
         }
         Anchor::InvertIndex(invert) => {
@@ -266,7 +280,7 @@ impl Compiler<'_> {
                 self.contraction(c).map(CompiledKernel::Contraction)
             }
             Anchor::Attention(attention) => self.attention(attention).map(CompiledKernel::Attention),
-            Anchor::ExpertChoice(choice) => self.expert_choice(choice),
+            Anchor::ExpertChoice(choice) => self.expert_choice(choice).map(CompiledKernel::ExpertChoice),
             Anchor::InvertIndex(_) => Ok(CompiledKernel::InvertIndex),
             Anchor::SegmentSum(sum) => self.segment_sum(sum),
         }
@@ -376,7 +390,7 @@ impl Compiler<'_> {
         Ok(CompiledAttention { operand, q, segments, epilogue })
     }
 
-    fn expert_choice(&mut self, choice: &ExpertChoice) -> Result<CompiledKernel, CodegenError> {
+    fn expert_choice(&mut self, choice: &ExpertChoice) -> Result<CompiledChoice, CodegenError> {
         let affinity = match choice.affinity.as_load().filter(|access| access.indirect.is_none()) {
             Some(access) => Source::Load { access: access.clone(), element: Element::F32 },
             None => {
@@ -384,7 +398,16 @@ impl Compiler<'_> {
                 Source::Fill(self.fill("affinity", &axes, &choice.affinity, DType::F32)?)
             }
         };
-        Ok(CompiledKernel::ExpertChoice { affinity })
+        let steps = &choice.epilogue.steps;
+        let epilogue = if steps.iter().any(|step| matches!(step, Step::Store { .. })) {
+            let axes = extents(&[choice.batch, choice.experts, choice.capacity]);
+            let function = &choice.epilogue;
+            Some(self.block("epilogue", &axes, function, Accumulators::Block, Destination::None)?)
+        } else {
+            None
+        };
+        let sums = steps.contains(&Step::Accumulator(1));
+        Ok(CompiledChoice { affinity, epilogue, sums })
     }
 
     fn segment_sum(&mut self, sum: &SegmentSum) -> Result<CompiledKernel, CodegenError> {

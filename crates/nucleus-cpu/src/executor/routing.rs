@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nucleus_plan::{ExpertChoice, InvertIndex, SegmentSum};
 
-use super::compiled::Source;
+use super::compiled::{CompiledChoice, Source};
 use super::contraction::Block;
 use super::launch::{JOB_POINTS, LaunchContext, product};
 use crate::codegen::{FunctionId, Region};
-use crate::kernels::{self, KernelError, expert_choice, invert_index};
+use crate::kernels::{self, KernelError, expert_choice, invert_index, partition_tokens};
 
 /// A routing launch that failed.
 pub(crate) enum RoutingError {
@@ -19,44 +19,87 @@ pub(crate) enum RoutingError {
 }
 
 impl LaunchContext<'_> {
-    /// Runs expert choice.
+    /// Runs expert choice, then inverts it and calls the epilogue, as far as either is wanted.
     ///
     /// # Safety
     /// As for `execute`.
     pub(crate) unsafe fn expert_choice(
         &self,
         choice: &ExpertChoice,
-        affinity: &Source,
+        compiled: &CompiledChoice,
     ) -> Result<(), RoutingError> {
         let [batch, tokens, experts, capacity] =
             [choice.batch, choice.tokens, choice.experts, choice.capacity].map(|size| self.size(size));
         let mut leases = Vec::new();
-        let (data, strides): (*mut u8, [usize; 3]) = match affinity {
+        let (data, strides): (*mut u8, [isize; 3]) = match &compiled.affinity {
             Source::Load { access, .. } => {
                 let bound = self.bind(access);
-                let strides = [0, 1, 2].map(|axis| bound.strides[axis] as usize);
+                let strides = [0, 1, 2].map(|axis| bound.strides[axis] as isize);
                 (self.address(bound.operand, bound.offset), strides)
             }
             Source::Fill(fill) => {
                 // SAFETY: affinities are f32s over (batch, token) rows of experts.
                 let data = unsafe { self.fill_block(*fill, (batch * tokens, experts), 4, &mut leases) };
-                (data, [(tokens * experts) as usize, experts as usize, 1])
+                (data, [(tokens * experts) as isize, experts as isize, 1])
             }
         };
+        // The accumulators of every slot, affinity and sum.
+        let slots = product(&[batch, experts, capacity]);
+        let sums_at = slots.saturating_mul(4);
+        let lease = self.threads.lease(sums_at.saturating_mul(2) as usize);
+        let accumulators = Block { data: lease.as_ptr() };
+        let [batch_count, token_count, expert_count, slot_count] =
+            [batch, tokens, experts, capacity].map(|extent| extent as usize);
+        let slot_token = self.operands[choice.slot_token as usize].cast::<i32>();
         let problem = kernels::ExpertChoice {
             affinity: data.cast(),
             batch_stride: strides[0],
             token_stride: strides[1],
             expert_stride: strides[2],
-            batch: batch as usize,
-            tokens: tokens as usize,
-            experts: experts as usize,
-            capacity: capacity as usize,
-            slot_token: self.operands[choice.slot_token as usize].cast(),
-            gate: self.operands[choice.gate as usize].cast(),
+            batch: batch_count,
+            tokens: token_count,
+            experts: expert_count,
+            capacity: slot_count,
+            slot_token,
+            gate: accumulators.data.cast(),
         };
-        // SAFETY: views and outputs were checked against their buffers when sizes were bound.
-        unsafe { expert_choice(self.threads, &problem) }.map_err(RoutingError::Kernel)
+        // SAFETY: views and outputs were checked against their buffers when sizes were bound; the loan holds two numbers per slot.
+        unsafe { expert_choice(self.threads, &problem) }.map_err(RoutingError::Kernel)?;
+        if choice.inverse.is_none() && compiled.epilogue.is_none() {
+            return Ok(());
+        }
+        let finish = |row: usize, first: usize, end: usize| {
+            let Some(epilogue) = compiled.epilogue else { return };
+            let row = row as i64;
+            let region = Region {
+                outer_begin: row,
+                outer_end: row + 1,
+                inner_begin: first as i64,
+                inner_end: end as i64,
+                block: accumulators.at(4 * (row * capacity + first as i64)),
+                row_stride: capacity,
+                segment_stride: slots,
+            };
+            // SAFETY: slots are handed over once, with their accumulators complete; different slots store to different places.
+            unsafe { self.call(epilogue, &region) };
+        };
+        let inverse = choice.inverse.map(|inverse| {
+            let operand = |position: u32| self.operands[position as usize].cast::<i32>();
+            (operand(inverse.offsets), operand(inverse.positions))
+        });
+        let problem = kernels::TokenPartition {
+            slot_token,
+            affinity: accumulators.data.cast_const().cast(),
+            batch: batch_count,
+            tokens: token_count,
+            experts: expert_count,
+            capacity: slot_count,
+            inverse,
+            sums: compiled.sums.then(|| accumulators.at(sums_at).cast()),
+            finish: &finish,
+        };
+        // SAFETY: as above; the choice has filled tokens, ascending for each expert, and affinities.
+        unsafe { partition_tokens(self.threads, &problem) }.map_err(RoutingError::Kernel)
     }
 
     /// Inverts an index map.

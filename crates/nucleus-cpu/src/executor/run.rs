@@ -181,8 +181,8 @@ impl CpuProgram {
                     context.attention(attention, compiled);
                     Ok(())
                 }
-                (CompiledKernel::ExpertChoice { affinity }, Anchor::ExpertChoice(choice)) => {
-                    context.expert_choice(choice, affinity)
+                (CompiledKernel::ExpertChoice(compiled), Anchor::ExpertChoice(choice)) => {
+                    context.expert_choice(choice, compiled)
                 }
                 (CompiledKernel::InvertIndex, Anchor::InvertIndex(invert)) => context.invert_index(invert),
                 (CompiledKernel::SegmentSum { base, update, epilogue }, Anchor::SegmentSum(sum)) => {

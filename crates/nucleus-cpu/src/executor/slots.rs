@@ -62,7 +62,10 @@ pub(crate) fn slots(anchor: &Anchor) -> Vec<Slot<'_>> {
             list
         }
         Anchor::ExpertChoice(choice) => {
-            vec![slot("affinity", &[&[choice.batch, choice.tokens, choice.experts]], &choice.affinity)]
+            vec![
+                slot("affinity", &[&[choice.batch, choice.tokens, choice.experts]], &choice.affinity),
+                slot("epilogue", &[&[choice.batch, choice.experts, choice.capacity]], &choice.epilogue),
+            ]
         }
         Anchor::InvertIndex(_) => Vec::new(),
         Anchor::SegmentSum(sum) => {
@@ -74,30 +77,5 @@ pub(crate) fn slots(anchor: &Anchor) -> Vec<Slot<'_>> {
                 slot("epilogue", &target, &sum.epilogue),
             ]
         }
-    }
-}
-
-/// Operands that an anchor reads or writes whole, densely: operand and number of elements as a product of sizes, plus one per batch
-/// item where the flag is set.
-pub(crate) fn dense_operands(anchor: &Anchor) -> Vec<(u32, [Size; 3], bool)> {
-    let one = Size::Const(1);
-    match anchor {
-        Anchor::ExpertChoice(choice) => {
-            let shape = [choice.batch, choice.experts, choice.capacity];
-            vec![(choice.slot_token, shape, false), (choice.gate, shape, false)]
-        }
-        Anchor::InvertIndex(invert) => {
-            let positions = [invert.batch, invert.positions, one];
-            vec![
-                (invert.index, positions, false),
-                (invert.positions_out, positions, false),
-                (invert.offsets_out, [invert.batch, invert.targets, one], true),
-            ]
-        }
-        Anchor::SegmentSum(sum) => vec![
-            (sum.offsets, [sum.batch, sum.targets, one], true),
-            (sum.positions, [sum.batch, sum.position_count, one], false),
-        ],
-        _ => Vec::new(),
     }
 }

@@ -13,11 +13,11 @@ pub struct ExpertChoice {
     /// f32 [batch, tokens, experts] at the strides below, in elements.
     pub affinity: *const f32,
     /// From one batch item to the next.
-    pub batch_stride: usize,
+    pub batch_stride: isize,
     /// From one token to the next.
-    pub token_stride: usize,
+    pub token_stride: isize,
     /// From one expert to the next.
-    pub expert_stride: usize,
+    pub expert_stride: isize,
     /// Batch items.
     pub batch: usize,
     /// Tokens of a batch item.
@@ -37,8 +37,10 @@ unsafe impl Sync for ExpertChoice {}
 
 /// Experts whose columns one job reads side by side: a cache line of affinities.
 const JOB_EXPERTS: usize = 16;
+/// Tokens whose affinities are copied at a time, for the same reason.
+const BLOCK_TOKENS: usize = 16;
 const COLUMNS_SLOT: usize = 0;
-const ORDER_SLOT: usize = 1;
+const KEYS_SLOT: usize = 1;
 
 /// Chooses tokens. Time grows with tokens × experts: a selection, not a sort.
 ///
@@ -63,22 +65,30 @@ pub unsafe fn expert_choice(threads: &Threads, problem: &ExpertChoice) -> Result
     threads.parallel_for(batch * groups, |job, worker| {
         let (item, first) = (job / groups, job % groups * JOB_EXPERTS);
         let count = JOB_EXPERTS.min(experts - first);
-        let columns = worker.scratch(COLUMNS_SLOT, 4 * tokens * count).cast::<f32>();
-        let order = worker.scratch(ORDER_SLOT, 4 * tokens).cast::<u32>();
+        // Columns that lie a power of two apart would share the sets of a cache.
+        let pitch = tokens + BLOCK_TOKENS;
+        let columns = worker.scratch(COLUMNS_SLOT, 4 * pitch * count).cast::<f32>();
+        let keys = worker.scratch(KEYS_SLOT, 4 * tokens).cast::<i32>();
         // SAFETY: the scratch has these sizes; the slots of expert [item, first + expert] belong to this job.
         unsafe {
-            for token in 0..tokens {
-                let row = problem.affinity.add(item * problem.batch_stride + token * problem.token_stride);
+            let corner = problem
+                .affinity
+                .offset(item as isize * problem.batch_stride + first as isize * problem.expert_stride);
+            for block in (0..tokens).step_by(BLOCK_TOKENS) {
                 for expert in 0..count {
-                    let value = *row.add((first + expert) * problem.expert_stride);
-                    columns.add(expert * tokens + token).write(value);
+                    let source = corner.offset(expert as isize * problem.expert_stride);
+                    for token in block..tokens.min(block + BLOCK_TOKENS) {
+                        let value = *source.offset(token as isize * problem.token_stride);
+                        columns.add(expert * pitch + token).write(value);
+                    }
                 }
             }
+            keys.write_bytes(0, tokens);
             for expert in 0..count {
                 let slots = (item * experts + first + expert) * capacity;
                 choose(
-                    std::slice::from_raw_parts(columns.add(expert * tokens), tokens),
-                    std::slice::from_raw_parts_mut(order, tokens),
+                    std::slice::from_raw_parts(columns.add(expert * pitch), tokens),
+                    std::slice::from_raw_parts_mut(keys, tokens),
                     std::slice::from_raw_parts_mut(outputs.0.get().add(slots), capacity),
                     std::slice::from_raw_parts_mut(outputs.1.get().add(slots), capacity),
                 );
@@ -89,31 +99,62 @@ pub unsafe fn expert_choice(threads: &Threads, problem: &ExpertChoice) -> Result
 }
 
 /// A number whose order is that of the affinities.
-fn rank(affinity: f32) -> u32 {
-    if affinity.is_nan() {
-        return 0;
-    }
+fn key(affinity: f32) -> i32 {
     // Adding 0 turns -0 into 0.
-    let bits = (affinity + 0.0).to_bits();
-    if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }
+    let bits = (affinity + 0.0).to_bits() as i32;
+    let ordered = bits ^ ((bits >> 31) as u32 >> 1) as i32;
+    if affinity.is_nan() { i32::MIN } else { ordered }
 }
 
-fn choose(affinity: &[f32], order: &mut [u32], slot_token: &mut [i32], gate: &mut [f32]) {
-    let capacity = slot_token.len();
-    for (rank_of, &value) in order.iter_mut().zip(affinity) {
-        *rank_of = rank(value);
+/// Which keys are chosen: all from `from` on, and of those equal to `tie` the first `room`.
+struct Threshold {
+    from: i32,
+    tie: i32,
+    room: usize,
+}
+
+/// The threshold above which `count` keys lie, 1 … as many as there are.
+///
+/// It is bisected: every step counts the keys from the middle on, which is a comparison and an addition per key on whole vectors and
+/// has no branch to mispredict. 32 steps settle all bits of a key; mostly a number between two keys is found much earlier.
+fn threshold(keys: &[i32], count: usize) -> Threshold {
+    let from_on = |least: i32| keys.iter().map(|&key| u32::from(key >= least)).sum::<u32>() as usize;
+    let (mut low, mut high) =
+        keys.iter().fold((i32::MAX, i32::MIN), |(low, high), &key| (low.min(key), high.max(key)));
+    if count == keys.len() {
+        return Threshold { from: low, tie: low, room: 0 };
     }
-    let (_, &mut threshold, above) = order.select_nth_unstable(affinity.len() - capacity);
-    // Every token above the threshold, and of those at it as many as there is room for, lowest first.
-    let mut room = capacity - above.iter().filter(|&&rank| rank > threshold).count();
+    // At least `count` keys lie from `low` on, and fewer than that above `high`.
+    let mut above = 0;
+    while low < high {
+        // The middle, rounded up: never `low`.
+        let middle = (i64::from(low) + i64::from(high) + 1).div_euclid(2) as i32;
+        let found = from_on(middle);
+        if found == count {
+            return Threshold { from: middle, tie: middle, room: 0 };
+        }
+        if found > count {
+            low = middle;
+        } else {
+            (high, above) = (middle - 1, found);
+        }
+    }
+    Threshold { from: low.saturating_add(1), tie: low, room: count - above }
+}
+
+fn choose(affinity: &[f32], keys: &mut [i32], slot_token: &mut [i32], gate: &mut [f32]) {
+    for (key_of, &value) in keys.iter_mut().zip(affinity) {
+        *key_of = key(value);
+    }
+    let Threshold { from, tie, mut room } = threshold(keys, slot_token.len());
+    // Of equal ones the lowest token first.
     let mut slot = 0;
-    for (token, &value) in affinity.iter().enumerate() {
-        let rank = rank(value);
-        let at_threshold = rank == threshold && room > 0;
-        if rank > threshold || at_threshold {
-            room -= usize::from(at_threshold);
+    for (token, &key) in keys.iter().enumerate() {
+        let tied = key == tie && room > 0;
+        if key >= from || tied {
+            room -= usize::from(tied);
             slot_token[slot] = token as i32;
-            gate[slot] = value;
+            gate[slot] = affinity[token];
             slot += 1;
         }
     }
@@ -145,8 +186,8 @@ mod tests {
         let mut gate = vec![f32::MIN; slot_token.len()];
         let problem = ExpertChoice {
             affinity: stored.as_ptr(),
-            batch_stride: tokens * experts,
-            token_stride: experts,
+            batch_stride: (tokens * experts) as isize,
+            token_stride: experts as isize,
             expert_stride: 1,
             batch,
             tokens,

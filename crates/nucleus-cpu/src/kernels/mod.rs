@@ -15,6 +15,7 @@ mod pack;
 mod partition;
 mod rows;
 mod simd;
+mod token_partition;
 
 pub use attention::{Attention, AttentionOutput, AttentionTile, HeadView, KeyMask, KeySegment, attention};
 pub use element::{Element, Operand, bf16_from_f32, f32_from_bf16, load_f32, store_f32};
@@ -26,3 +27,4 @@ pub use isa::{Isa, IsaError};
 pub use pack::{Matrix, PackedLayout, Packing, pack_b, packed_bytes};
 pub use rows::{RowBlock, RowSource};
 pub use simd::peak;
+pub use token_partition::{TokenPartition, partition_tokens};

@@ -1,9 +1,49 @@
 //! Expert choice, inverted index maps, and the sums over them.
 
+use crate::errors::bind;
 use crate::harness::{Case, DEFAULT, check};
 
+/// Kernel k0, kernel k3 if there is one, and their launches.
+type Choice = [&'static str; 3];
+
+/// The choice and the inverse of its slots as two kernels; the gate is the affinity.
+const SEPARATE: Choice = [
+    "kernel k0(read f32, write i32, write f32) sizes 5 expert_choice {
+        batch s0; tokens s1; experts 3; capacity s2; slot_token o1;
+        affinity { AFFINITY }
+        epilogue { v0 = accumulator 0; store o2[s4*i0 + s2*i1 + i2] = v0; }
+    }",
+    "kernel k3(read i32, write i32, write i32) sizes 3 invert_index {
+        batch s0; positions s1; targets s2; index o0; offsets_out o1; positions_out o2;
+    }",
+    "launch k0(b0, b3, b4) sizes B, S, C, 3*S, 3*C per step;
+    launch k3(b3, b5, b6) sizes B, 3*C, S per step;",
+];
+/// Both as one kernel; the gate is the affinity as a share of all that its token got, times what the slot brings along.
+const TOGETHER: Choice = [
+    "kernel k0(read f32, write i32, write i32, write i32, read bf16, write f32) sizes 7 expert_choice {
+        batch s0; tokens s1; experts 3; capacity s2; slot_token o1; offsets o2; positions o3;
+        affinity { AFFINITY }
+        epilogue {
+            v0 = accumulator 0;
+            v1 = accumulator 1;
+            v2 = abs(v1);
+            v3 = constant 0.125 f32;
+            v4 = add(v2, v3);
+            v5 = div(v0, v4);
+            v6 = load o4[s5*i0 + s6*i1 + 10*i2];
+            v7 = cast(v6, f32);
+            v8 = mul(v5, v7);
+            store o5[s4*i0 + s2*i1 + i2] = v8;
+        }
+    }",
+    "",
+    "launch k0(b0, b3, b5, b6, b1, b4) sizes B, S, C, 3*S, 3*C, 30*C, 10*C per step;",
+];
+
 /// Tokens choose nothing, experts choose tokens; every chosen token gets its expert's row times the gate on top of a base.
-fn combine(affinity: &str) -> String {
+fn combine([choice, inverse, launches]: Choice, affinity: &str) -> String {
+    let choice = choice.replace("AFFINITY", affinity);
     format!(
         "
     dim B, S, C;
@@ -22,14 +62,8 @@ fn combine(affinity: &str) -> String {
     buffer b6: i32[B, 3*C] arena step;
     buffer b7: f32[B, S, 2, 5] output 1;
     buffer b8: f32[B, S] output 2;
-    kernel k0(read f32, write i32, write f32) sizes 4 expert_choice {{
-        batch s0; tokens s1; experts 3; capacity s2; slot_token o1; gate o2;
-        affinity {{ {affinity} }}
-    }}
-    kernel k1(read i32, write i32, write i32) sizes 3 invert_index {{
-        batch s0; positions s1; targets s2; index o0; offsets_out o1; positions_out o2;
-    }}
-    kernel k2(read i32, read i32, read f32, read bf16, read f32, write f32) sizes 5 segment_sum {{
+    {choice}
+    kernel k1(read i32, read i32, read f32, read bf16, read f32, write f32) sizes 5 segment_sum {{
         batch s0; targets s1;
         rest 2, 5;
         offsets o0; positions o1; position_count s2;
@@ -49,7 +83,7 @@ fn combine(affinity: &str) -> String {
             store o5[s3*i0 + 10*i1 + 5*i2 + i3] = v3;
         }}
     }}
-    kernel k3(read i32, read i32, read f32, write f32) sizes 3 segment_sum {{
+    kernel k2(read i32, read i32, read f32, write f32) sizes 3 segment_sum {{
         batch s0; targets s1;
         rest;
         offsets o0; positions o1; position_count s2;
@@ -57,22 +91,25 @@ fn combine(affinity: &str) -> String {
         update {{ v0 = load o2[s2*i0 + i1]; return v0; }}
         epilogue {{ v0 = accumulator 0; store o3[s1*i0 + i1] = v0; }}
     }}
-    launch k0(b0, b3, b4) sizes B, S, C, 3*S per step;
-    launch k1(b3, b5, b6) sizes B, 3*C, S per step;
-    launch k2(b5, b6, b2, b1, b4, b7) sizes B, S, 3*C, 10*S, 30*C per step;
-    launch k3(b5, b6, b4, b8) sizes B, S, 3*C per step;
+    {inverse}
+    {launches}
+    launch k1(b5, b6, b2, b1, b4, b7) sizes B, S, 3*C, 10*S, 30*C per step;
+    launch k2(b5, b6, b4, b8) sizes B, S, 3*C per step;
 "
     )
 }
 
+const PLAIN: &str = "v0 = load o0[s3*i0 + 3*i1 + i2]; return v0;";
+
 #[test]
 fn experts_choose_and_their_rows_are_summed() {
-    let plain = "v0 = load o0[s3*i0 + 3*i1 + i2]; return v0;";
     let computed = "v0 = load o0[s3*i0 + 3*i1 + i2]; v1 = neg(v0); return v1;";
-    for affinity in [plain, computed] {
-        for [b, s, c] in [[1, 1, 1], [2, 7, 3], [1, 40, 40], [3, 65, 16]] {
-            let dims = [("B", b), ("S", s), ("C", c)];
-            check(&Case { text: &combine(affinity), dims: &dims, tolerance: 1e-5, ..DEFAULT });
+    for choice in [SEPARATE, TOGETHER] {
+        for affinity in [PLAIN, computed] {
+            for [b, s, c] in [[1, 1, 1], [2, 7, 3], [1, 40, 40], [3, 65, 16], [1, 9000, 4000]] {
+                let dims = [("B", b), ("S", s), ("C", c)];
+                check(&Case { text: &combine(choice, affinity), dims: &dims, tolerance: 1e-5, ..DEFAULT });
+            }
         }
     }
 }
@@ -80,11 +117,57 @@ fn experts_choose_and_their_rows_are_summed() {
 #[test]
 fn ties_go_to_the_lowest_token() {
     let value = |name: &str, position: usize| (name == "affinity").then_some((position % 2) as f64);
-    let plain = "v0 = load o0[s3*i0 + 3*i1 + i2]; return v0;";
-    check(&Case {
-        text: &combine(plain),
-        dims: &[("B", 2), ("S", 9), ("C", 4)],
-        value: &value,
-        tolerance: 1e-5,
-    });
+    for choice in [SEPARATE, TOGETHER] {
+        check(&Case {
+            text: &combine(choice, PLAIN),
+            dims: &[("B", 2), ("S", 9), ("C", 4)],
+            value: &value,
+            tolerance: 1e-5,
+        });
+    }
+}
+
+/// Tokens with a NaN come last, and what they bring stays with them: each has the sums of its own slots.
+#[test]
+fn affinities_that_are_not_finite() {
+    let value = |name: &str, position: usize| {
+        let special = [f64::NAN, f64::INFINITY, -0.0, 0.0, f64::NEG_INFINITY, 1.0, -1.0];
+        (name == "affinity").then_some(special[position * 5 % 7])
+    };
+    for capacity in [1, 4, 6, 9] {
+        let dims = [("B", 2), ("S", 9), ("C", capacity)];
+        check(&Case { text: &combine(TOGETHER, PLAIN), dims: &dims, value: &value, tolerance: 1e-5 });
+    }
+}
+
+#[test]
+fn a_partition_that_leaves_its_buffers_or_meets_itself_is_refused() {
+    let text = combine(TOGETHER, PLAIN);
+    let dims = [("B", 2), ("S", 5), ("C", 2)];
+    assert!(bind(&text, &dims).is_ok());
+    for (from, to, why) in [
+        ("b5: i32[B, S + 1]", "b5: i32[B, S]", "operand 2`: 10 elements where 12 are needed"),
+        ("b6: i32[B, 3*C]", "b6: i32[B, C]", "operand 3`: 4 elements where 12 are needed"),
+        (
+            "b4: f32[B, 3, C]",
+            "b4: f32[B, C]",
+            "slot `epilogue`: operand 5 has 4 elements; 0 to 11 are touched",
+        ),
+        (
+            "offsets o2; positions o3",
+            "offsets o2; positions o2",
+            "operand 2 is written whole and used otherwise",
+        ),
+        (
+            "offsets o2; positions o3",
+            "offsets o1; positions o3",
+            "operand 1 is written whole and used otherwise",
+        ),
+        ("o5[s4*i0 + s2*i1 + i2]", "o5[s4*i0 + i1 + i2]", "a point stores an element of operand 5"),
+    ] {
+        let broken = text.replace(from, to);
+        assert_ne!(broken, text);
+        let error = bind(&broken, &dims).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
 }

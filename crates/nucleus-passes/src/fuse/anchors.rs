@@ -42,10 +42,13 @@ impl State {
                     }
                     self.form(Kind::Anchor(node), space, &results)?;
                 }
+                // An expert choice may have taken these over.
+                Op::InvertIndex { .. } | Op::SegmentSum if self.owner[results[0].index()].is_some() => {}
                 Op::Attention { .. } | Op::SegmentSum => {
                     self.form(Kind::Anchor(node), Space::direct(&shape), &results)?;
                 }
-                Op::ExpertChoice { .. } | Op::InvertIndex { .. } => {
+                Op::ExpertChoice { .. } => self.form_choice(node)?,
+                Op::InvertIndex { .. } => {
                     for result in &results {
                         self.owner[result.index()] = Some(self.groups.len());
                     }

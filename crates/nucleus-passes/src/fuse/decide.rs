@@ -94,7 +94,7 @@ impl State {
         }
         for id in 0..self.groups.len() {
             for value in self.groups[id].owned.clone() {
-                self.stored[value.index()] = self.needed_outside(value, id) || self.always_stored(value);
+                self.stored[value.index()] = self.needed_outside(value, id) || self.written_whole(value);
             }
         }
         Ok(())
@@ -118,11 +118,6 @@ impl State {
                 }
             }
         }
-    }
-
-    fn always_stored(&self, value: Value) -> bool {
-        self.def(value)
-            .is_some_and(|(_, data)| matches!(data.op, Op::ExpertChoice { .. } | Op::InvertIndex { .. }))
     }
 
     /// The group of a value that is stored and computed by no anchor.

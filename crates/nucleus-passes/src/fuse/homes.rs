@@ -85,10 +85,7 @@ fn place_pieces(state: &State, concat: Value, homes: &mut [Option<Home>]) -> Res
             result != concat && state.owner[result.index()] != state.owner[index]
         });
         // What is written or read whole, not through a scalar function, stays dense.
-        let whole = state
-            .def(*piece)
-            .is_none_or(|(_, data)| matches!(data.op, Op::ExpertChoice { .. } | Op::InvertIndex { .. }))
-            || ty.dtype == DType::I32;
+        let whole = state.written_whole(*piece) || ty.dtype == DType::I32;
         let free = state.stored[index] && state.owner[index].is_some() && homes[index].is_none();
         let fits = state.rate(*piece) == state.rate(concat) && !whole;
         if free && fits && once && !read_elsewhere && !is_output {

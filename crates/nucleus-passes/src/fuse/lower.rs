@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use nucleus_ir::graph::{Node, NodeData, Value};
 use nucleus_ir::{DType, Dim, Op, Rate, ScalarOp, dim::product};
 use nucleus_plan::{
-    Anchor, Attention, Contraction, ExpertChoice, InvertIndex, Kernel, KernelId, KeySegment, Launch,
-    Map as MapAnchor, OperandMode, Phase, Plan, Reduction, ReductionOp, RowReduction, ScalarFunction,
+    Anchor, Attention, Contraction, ExpertChoice, InverseMap, InvertIndex, Kernel, KernelId, KeySegment,
+    Launch, Map as MapAnchor, OperandMode, Phase, Plan, Reduction, ReductionOp, RowReduction, ScalarFunction,
     SegmentSum, Size, Step,
 };
 
@@ -57,7 +57,7 @@ impl Lowering<'_> {
                 let data = self.state.graph.node(*node);
                 match &data.op {
                     Op::Attention { .. } => self.attention(group, *node, data),
-                    Op::ExpertChoice { .. } => self.expert_choice(group, data),
+                    Op::ExpertChoice { .. } => self.expert_choice(group, *node, data),
                     Op::InvertIndex { .. } => self.invert_index(group, data),
                     Op::SegmentSum => self.segment_sum(group, data),
                     _ => self.contraction(group, data),
@@ -102,7 +102,7 @@ impl Lowering<'_> {
         let mut emitter = Emitter::new(self.state, self.homes, group, arguments, extents);
         let mut missing = Missing::default();
         for value in &group.owned {
-            if !self.state.stored[value.index()] {
+            if !self.state.stored[value.index()] || self.state.written_whole(*value) {
                 continue;
             }
             let shape = &self.state.graph.ty(*value).shape;
@@ -362,7 +362,7 @@ impl Lowering<'_> {
         self.launch(Anchor::Attention(attention), arguments, flops, group.rate, data.results[0])
     }
 
-    fn expert_choice(&mut self, group: &Group, data: &NodeData) -> Result<(), Stop> {
+    fn expert_choice(&mut self, group: &Group, node: Node, data: &NodeData) -> Result<(), Stop> {
         let Op::ExpertChoice { capacity } = &data.op else { return Ok(()) };
         let extents = self.state.graph.ty(data.operands[0]).shape.clone();
         let mut arguments = Arguments::default();
@@ -370,9 +370,20 @@ impl Lowering<'_> {
         let capacity = arguments.size(capacity);
         let map = identity(&extents);
         let affinity = self.operand(group, &mut arguments, &extents, Form::Any, data.operands[0], &map)?;
-        let flops = flops(1 + operations(&affinity), &extents)?;
         let slot_token = self.write(&mut arguments, data.results[0])?;
-        let gate = self.write(&mut arguments, data.results[1])?;
+        let inverse = match self.state.inverse(node) {
+            Some(inverse) => {
+                let lists = &self.state.graph.node(inverse).results;
+                let offsets = self.write(&mut arguments, lists[0])?;
+                Some(InverseMap { offsets, positions: self.write(&mut arguments, lists[1])? })
+            }
+            None => None,
+        };
+        let slots = self.state.graph.ty(data.results[1]).shape.clone();
+        let epilogue = self.stores(group, &mut arguments, &slots, false)?;
+        let sums = i64::from(epilogue.steps.contains(&Step::Accumulator(1)));
+        let flops =
+            flops(1 + operations(&affinity), &extents)?.add(&flops(sums + operations(&epilogue), &slots)?)?;
         let choice = ExpertChoice {
             batch: sizes[0],
             tokens: sizes[1],
@@ -380,7 +391,8 @@ impl Lowering<'_> {
             capacity,
             affinity,
             slot_token,
-            gate,
+            inverse,
+            epilogue,
         };
         self.launch(Anchor::ExpertChoice(choice), arguments, flops, group.rate, data.results[0])
     }

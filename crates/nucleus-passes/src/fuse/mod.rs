@@ -5,7 +5,8 @@
 //!
 //! 1. `canonical` brings the graph into the form the rest expects.
 //! 2. Every anchor (matrix product, attention, segment sum, chain of reductions along the same rows …) takes over the element-wise
-//!    consumers that can be computed where its results are (`group`, `anchors`).
+//!    consumers that can be computed where its results are (`group`, `anchors`); an expert choice also the inverse of its slots and the
+//!    sums over them (`partition`).
 //! 3. Of what is left, a value is stored if some use needs it in memory or if computing it at each use would cost more (`decide`);
 //!    stored values become `map` kernels, several to a kernel where one needs the other.
 //! 4. Functions are emitted by following values back to loads and results of the anchor (`emit`). Views are changes of coordinates
@@ -22,6 +23,7 @@ mod emit;
 mod group;
 mod homes;
 mod lower;
+mod partition;
 mod space;
 mod state;
 

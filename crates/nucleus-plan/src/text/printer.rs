@@ -185,12 +185,17 @@ fn body(f: &mut Formatter<'_>, anchor: &Anchor) -> fmt::Result {
             function(f, "epilogue", &a.epilogue)
         }
         Anchor::ExpertChoice(c) => {
-            writeln!(
+            write!(
                 f,
-                "        batch {}; tokens {}; experts {}; capacity {}; slot_token o{}; gate o{};",
-                c.batch, c.tokens, c.experts, c.capacity, c.slot_token, c.gate
+                "        batch {}; tokens {}; experts {}; capacity {}; slot_token o{};",
+                c.batch, c.tokens, c.experts, c.capacity, c.slot_token
             )?;
-            function(f, "affinity", &c.affinity)
+            if let Some(inverse) = c.inverse {
+                write!(f, " offsets o{}; positions o{};", inverse.offsets, inverse.positions)?;
+            }
+            f.write_str("\n")?;
+            function(f, "affinity", &c.affinity)?;
+            function(f, "epilogue", &c.epilogue)
         }
         Anchor::InvertIndex(i) => writeln!(
             f,

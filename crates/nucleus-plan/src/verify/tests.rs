@@ -3,6 +3,7 @@
 use nucleus_ir::{DType, Dim, Rate, ScalarOp, Symbol, TensorType};
 
 use super::verify_plan;
+use crate::text::parse_plan;
 use crate::*;
 
 fn access(operand: u32) -> Access {
@@ -145,6 +146,60 @@ fn accesses_outside_their_buffer() {
         },
         "accesses elements 1 to 8 of b0, which has 8",
     );
+}
+
+/// An expert choice with its inverse and normalised gates.
+const PARTITION: &str = "plan test { dim C, S;
+    require C <= S, \"capacity\";
+    input x: f32[2, S, 3] per step;
+    output token: i32[2, 3, C];
+    output gate: f32[2, 3, C];
+    buffer b0: f32[2, S, 3] input 0;
+    buffer b1: i32[2, 3, C] output 0;
+    buffer b2: i32[2, S + 1] arena step;
+    buffer b3: i32[2, 3*C] arena step;
+    buffer b4: f32[2, 3, C] output 1;
+    kernel k0(read f32, write i32, write i32, write i32, write f32) sizes 4 expert_choice {
+        batch 2; tokens s0; experts 3; capacity s1; slot_token o1; offsets o2; positions o3;
+        affinity { v0 = load o0[s2*i0 + 3*i1 + i2]; return v0; }
+        epilogue {
+            v0 = accumulator 0;
+            v1 = accumulator 1;
+            v2 = div(v0, v1);
+            store o4[s3*i0 + s1*i1 + i2] = v2;
+        }
+    }
+    launch k0(b0, b1, b2, b3, b4) sizes S, C, 3*S, 3*C per step flops 0 bytes 0;
+}";
+
+#[test]
+fn partitions_that_do_not_fit() {
+    let check = |text: &str| verify_plan(&parse_plan(text).unwrap());
+    assert_eq!(check(PARTITION), Ok(()));
+    let whole = "written whole and used otherwise";
+    for (from, to, expected) in [
+        ("accumulator 1", "accumulator 2", "epilogue, step 1: there is no accumulator 2"),
+        ("return v0", "v1 = accumulator 0; return v0", "affinity, step 1: there is no accumulator 0"),
+        ("capacity s1", "capacity s4", "there is no size argument 4"),
+        ("positions o3", "positions o5", "there is no operand 5"),
+        ("positions o3", "positions o0", "operand 0 does not fit its use"),
+        ("positions o3", "positions o4", "operand 4 does not fit its use"),
+        ("positions o3", "positions o1", whole),
+        ("offsets o2", "offsets o3", whole),
+        ("v1 = accumulator 1", "v1 = load o4[s3*i0 + s1*i1]", "operand 4 is not bound for this"),
+        ("store o4[s3*i0 + s1*i1 + i2] = v2", "store o4[s3*i0 + s1*i1] = v2", "that another point stores"),
+        ("s3*i0 + s1*i1 + i2] = v2", "1 + s3*i0 + s1*i1 + i2] = v2", "epilogue accesses elements 1 to"),
+        ("b2: i32[2, S + 1]", "b2: i32[2, S]", "4 elements of b2 are used, which has 2"),
+        ("b3: i32[2, 3*C]", "b3: i32[3, C]", "6 elements of b3 are used, which has 3"),
+        ("b3: i32[2, 3*C]", "b3: f32[2, 3*C]", "operand 3 is i32, b3 is f32"),
+        ("(b0, b1, b2, b3, b4)", "(b0, b1, b2, b1, b4)", "b1 is written and bound to another operand too"),
+    ] {
+        let broken = PARTITION.replace(from, to);
+        assert_ne!(broken, PARTITION);
+        let errors = check(&broken).unwrap_err();
+        let shown: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert!(shown.iter().any(|error| error.contains(expected)), "{to}: {shown:?}");
+    }
 }
 
 #[test]

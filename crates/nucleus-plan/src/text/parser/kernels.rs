@@ -4,8 +4,8 @@ use nucleus_ir::DType;
 
 use super::{Parsed, Parser};
 use crate::kernel::{
-    Anchor, Attention, Contraction, ExpertChoice, InvertIndex, Kernel, KeySegment, Map, Operand, OperandMode,
-    Phase, Reduction, ReductionOp, RowReduction, SegmentSum, Tile,
+    Anchor, Attention, Contraction, ExpertChoice, InverseMap, InvertIndex, Kernel, KeySegment, Map, Operand,
+    OperandMode, Phase, Reduction, ReductionOp, RowReduction, SegmentSum, Tile,
 };
 use crate::scalar::StepId;
 use crate::text::printer::{mode_name, reduction_name};
@@ -29,15 +29,7 @@ impl Parser<'_> {
             "matmul" => Anchor::Matmul(self.contraction(dtype)?),
             "grouped_matmul" => Anchor::GroupedMatmul(self.contraction(dtype)?),
             "attention" => Anchor::Attention(self.attention(dtype)?),
-            "expert_choice" => Anchor::ExpertChoice(ExpertChoice {
-                batch: self.field("batch", Parser::size)?,
-                tokens: self.field("tokens", Parser::size)?,
-                experts: self.field("experts", Parser::size)?,
-                capacity: self.field("capacity", Parser::size)?,
-                slot_token: self.field("slot_token", |parser| parser.numbered("o"))?,
-                gate: self.field("gate", |parser| parser.numbered("o"))?,
-                affinity: self.function("affinity", 3)?,
-            }),
+            "expert_choice" => Anchor::ExpertChoice(self.expert_choice()?),
             "invert_index" => Anchor::InvertIndex(InvertIndex {
                 batch: self.field("batch", Parser::size)?,
                 positions: self.field("positions", Parser::size)?,
@@ -125,6 +117,25 @@ impl Parser<'_> {
         }
         let epilogue = self.function("epilogue", 4)?;
         Ok(Attention { batch, queries, heads, key_heads, head_size, scale, dtype, q, segments, epilogue })
+    }
+
+    fn expert_choice(&mut self) -> Parsed<ExpertChoice> {
+        Ok(ExpertChoice {
+            batch: self.field("batch", Parser::size)?,
+            tokens: self.field("tokens", Parser::size)?,
+            experts: self.field("experts", Parser::size)?,
+            capacity: self.field("capacity", Parser::size)?,
+            slot_token: self.field("slot_token", |parser| parser.numbered("o"))?,
+            inverse: match self.peek() {
+                Some("offsets") => Some(InverseMap {
+                    offsets: self.field("offsets", |parser| parser.numbered("o"))?,
+                    positions: self.field("positions", |parser| parser.numbered("o"))?,
+                }),
+                _ => None,
+            },
+            affinity: self.function("affinity", 3)?,
+            epilogue: self.function("epilogue", 3)?,
+        })
     }
 
     fn segment_sum(&mut self) -> Parsed<SegmentSum> {
