@@ -285,6 +285,9 @@ impl<'a, 'f> Emit<'a, 'f> {
 
     /// A loop from `begin` while `position + step <= end`, with values carried from one round to the next. Gives the last position and
     /// values.
+    ///
+    /// The condition stands at the end of a round, and once before the first: Cranelift moves what is the same in every round out of a
+    /// loop only where the loop's first block dominates nothing outside it.
     pub(super) fn count_loop(
         &mut self,
         begin: Value,
@@ -293,21 +296,33 @@ impl<'a, 'f> Emit<'a, 'f> {
         carried: &[Value],
         mut body: impl FnMut(&mut Self, Value, &[Value]) -> Vec<Value>,
     ) -> (Value, Vec<Value>) {
-        let [header, inside, exit] = [(); 3].map(|()| self.builder.create_block());
-        let position = self.builder.append_block_param(header, types::I64);
-        let inner = self.parameters(header, carried);
-        let enter = arguments(begin, carried);
-        self.builder.ins().jump(header, &enter);
-        self.builder.switch_to_block(header);
-        let next = self.builder.ins().iadd_imm_s(position, step);
-        let fits = self.builder.ins().icmp(IntCC::SignedLessThanOrEqual, next, end);
-        self.builder.ins().brif(fits, inside, &[], exit, &[]);
+        let [inside, exit] = [(); 2].map(|()| self.builder.create_block());
+        let [(position, inner), (last, outcome)] = [inside, exit].map(|block| {
+            let position = self.builder.append_block_param(block, types::I64);
+            (position, self.parameters(block, carried))
+        });
+        self.next_round(begin, end, step, [inside, exit], carried);
         self.builder.switch_to_block(inside);
         let results = body(self, position, &inner);
-        let again = arguments(next, &results);
-        self.builder.ins().jump(header, &again);
+        let next = self.builder.ins().iadd_imm_s(position, step);
+        self.next_round(next, end, step, [inside, exit], &results);
         self.builder.switch_to_block(exit);
-        (position, inner)
+        (last, outcome)
+    }
+
+    /// Goes inside if a round at `position` fits before `end`.
+    fn next_round(
+        &mut self,
+        position: Value,
+        end: Value,
+        step: i64,
+        [inside, exit]: [Block; 2],
+        carried: &[Value],
+    ) {
+        let after = self.builder.ins().iadd_imm_s(position, step);
+        let fits = self.builder.ins().icmp(IntCC::SignedLessThanOrEqual, after, end);
+        let values = arguments(position, carried);
+        self.builder.ins().brif(fits, inside, &values, exit, &values);
     }
 
     /// Adds block parameters of the types of `values`.
