@@ -103,7 +103,7 @@ impl Emit<'_, '_> {
     }
 
     /// From stored bits to the type in which values are held.
-    fn widen(&mut self, dtype: DType, stored: Value) -> Value {
+    pub(super) fn widen(&mut self, dtype: DType, stored: Value) -> Value {
         match dtype {
             DType::F32 | DType::I32 => stored,
             DType::Bf16 => {
@@ -119,7 +119,7 @@ impl Emit<'_, '_> {
     }
 
     /// From the type in which values are held to stored bits.
-    fn narrow(&mut self, dtype: DType, value: Value) -> Value {
+    pub(super) fn narrow(&mut self, dtype: DType, value: Value) -> Value {
         match dtype {
             DType::F32 | DType::I32 => value,
             DType::Bf16 => match self.high_halves.get(&value) {

@@ -12,6 +12,7 @@ mod jit;
 mod loops;
 mod math;
 mod memory;
+mod pairs;
 mod reduction;
 mod scalar_op;
 mod space;
