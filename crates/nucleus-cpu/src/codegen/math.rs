@@ -102,7 +102,7 @@ impl Emit<'_, '_> {
         self.fmul(scaled, rest)
     }
 
-    /// e⁻ˣ for x ≥ 0, given −x, within 1.2 units: what a sigmoid needs.
+    /// eˣ for x ≤ 0 without `exp`'s care for the last bit: what a sigmoid needs.
     fn exp_of_negative(&mut self, x: Value) -> Value {
         const SHIFT: u16 = 30;
         let lowest = self.float(-104.0);
