@@ -3,12 +3,16 @@
 //! Floats of every type are held as `f32` values; `bf16` and `f16` ones are representable in their type. Booleans are held as
 //! masks, 0 or −1 in 32 bits.
 
+use std::collections::HashMap;
+
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::immediates::V128Imm;
 use cranelift_codegen::ir::{
     Block, BlockArg, Endianness, FuncRef, InstBuilder, MemFlagsData, Type, Value, types,
 };
 use cranelift_frontend::FunctionBuilder;
+
+use super::constants::ConstantPool;
 
 /// How many points are computed at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +37,14 @@ pub(super) struct Emit<'a, 'f> {
     pub(super) builder: &'a mut FunctionBuilder<'f>,
     /// Of the values that operations work on at present.
     pub(super) lanes: Lanes,
+    /// The upper 16 bits of floats that were rounded to `bf16`, before they were shifted back.
+    pub(super) high_halves: HashMap<Value, Value>,
     fused_multiply_add: bool,
     host: [FuncRef; 2],
+    constants: &'a mut ConstantPool,
+    /// The address of the pool, where constants come from it: one that differs from round to round of a loop as far as Cranelift
+    /// knows, so that it leaves the loads inside, and one for the next round.
+    pool: Option<[Value; 2]>,
 }
 
 /// Functions of the host that generated code calls where no short formula is exact.
@@ -57,14 +67,25 @@ impl<'a, 'f> Emit<'a, 'f> {
         builder: &'a mut FunctionBuilder<'f>,
         fused_multiply_add: bool,
         host: [FuncRef; 2],
+        constants: &'a mut ConstantPool,
     ) -> Self {
-        Emit { builder, lanes: Lanes::One, fused_multiply_add, host }
+        let high_halves = HashMap::new();
+        Emit { builder, lanes: Lanes::One, high_halves, fused_multiply_add, host, constants, pool: None }
     }
 
     forward! {
         fadd(x, y), fsub(x, y), fmul(x, y), fdiv(x, y), fmax(x, y), fmin(x, y), fneg(x), fabs(x), sqrt(x),
         iadd(x, y), isub(x, y), imul(x, y), smax(x, y), smin(x, y), ineg(x), iabs(x), band(x, y), bor(x, y), bxor(x, y),
         bnot(x),
+    }
+
+    /// Takes vector constants from memory from now on.
+    pub(super) fn use_constant_pool(&mut self) {
+        if let Some(address) = self.constants.address() {
+            let address = self.int64(address);
+            let flags = MemFlagsData::new().with_notrap();
+            self.pool = Some([0, 8].map(|at| self.builder.ins().load(types::I64, flags, address, at)));
+        }
     }
 
     /// The type of float values.
@@ -101,6 +122,12 @@ impl<'a, 'f> Emit<'a, 'f> {
 
     /// A vector constant.
     pub(super) fn vector(&mut self, lanes: [u32; 4], ty: Type) -> Value {
+        if let Some([pool, _]) = self.pool
+            && let Some(offset) = self.constants.place(lanes)
+        {
+            let flags = MemFlagsData::new().with_notrap().with_readonly().with_can_move();
+            return self.builder.ins().load(ty, flags, pool, offset);
+        }
         let bytes: Vec<u8> = lanes.into_iter().flat_map(u32::to_le_bytes).collect();
         let constant = self.builder.func.dfg.constants.insert(V128Imm::from(bytes.as_slice()).into());
         self.builder.ins().vconst(ty, constant)
@@ -285,6 +312,9 @@ impl<'a, 'f> Emit<'a, 'f> {
 
     /// A loop from `begin` while `position + step <= end`, with values carried from one round to the next. Gives the last position and
     /// values.
+    ///
+    /// The condition stands at the end of a round, and once before the first: Cranelift moves what is the same in every round out of a
+    /// loop only where the loop's first block dominates nothing outside it.
     pub(super) fn count_loop(
         &mut self,
         begin: Value,
@@ -293,21 +323,42 @@ impl<'a, 'f> Emit<'a, 'f> {
         carried: &[Value],
         mut body: impl FnMut(&mut Self, Value, &[Value]) -> Vec<Value>,
     ) -> (Value, Vec<Value>) {
-        let [header, inside, exit] = [(); 3].map(|()| self.builder.create_block());
-        let position = self.builder.append_block_param(header, types::I64);
-        let inner = self.parameters(header, carried);
-        let enter = arguments(begin, carried);
-        self.builder.ins().jump(header, &enter);
-        self.builder.switch_to_block(header);
-        let next = self.builder.ins().iadd_imm_s(position, step);
-        let fits = self.builder.ins().icmp(IntCC::SignedLessThanOrEqual, next, end);
-        self.builder.ins().brif(fits, inside, &[], exit, &[]);
+        let [inside, exit] = [(); 2].map(|()| self.builder.create_block());
+        let [(position, inner), (last, outcome)] = [inside, exit].map(|block| {
+            let position = self.builder.append_block_param(block, types::I64);
+            (position, self.parameters(block, carried))
+        });
+        let outer_pool = self.pool;
+        self.next_round(begin, end, step, [inside, exit], carried);
         self.builder.switch_to_block(inside);
+        if let Some([_, next]) = outer_pool {
+            let pool = self.builder.append_block_param(inside, types::I64);
+            self.pool = Some([pool, next]);
+        }
         let results = body(self, position, &inner);
-        let again = arguments(next, &results);
-        self.builder.ins().jump(header, &again);
+        let next = self.builder.ins().iadd_imm_s(position, step);
+        self.pool = outer_pool.map(|[_, next]| [next, next]);
+        self.next_round(next, end, step, [inside, exit], &results);
+        self.pool = outer_pool;
         self.builder.switch_to_block(exit);
-        (position, inner)
+        (last, outcome)
+    }
+
+    /// Goes inside if a round at `position` fits before `end`.
+    fn next_round(
+        &mut self,
+        position: Value,
+        end: Value,
+        step: i64,
+        [inside, exit]: [Block; 2],
+        carried: &[Value],
+    ) {
+        let after = self.builder.ins().iadd_imm_s(position, step);
+        let fits = self.builder.ins().icmp(IntCC::SignedLessThanOrEqual, after, end);
+        let values = arguments(position, carried);
+        let pool = self.pool.iter().map(|[pool, _]| BlockArg::Value(*pool));
+        let enter: Vec<BlockArg> = values.iter().copied().chain(pool).collect();
+        self.builder.ins().brif(fits, inside, &enter, exit, &values);
     }
 
     /// Adds block parameters of the types of `values`.

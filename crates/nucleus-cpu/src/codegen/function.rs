@@ -8,6 +8,7 @@ use nucleus_plan::{Access, Operand, OperandMode, ScalarFunction, Size, Step, Ste
 
 use super::emit::{Emit, Lanes};
 use super::memory::Place;
+use super::pairs::{self, Pair};
 use super::space::Extent;
 
 /// Loads and stores never trap: every access is checked against its buffer before a launch.
@@ -154,6 +155,8 @@ pub(super) struct Body<'a> {
     invariant: Vec<bool>,
     /// Those of them that other steps use.
     needed: Vec<bool>,
+    /// Accesses that four lanes make together.
+    pairs: Vec<Option<Pair>>,
 }
 
 impl<'a> Body<'a> {
@@ -193,7 +196,8 @@ impl<'a> Body<'a> {
             uses.iter().for_each(|id| needed[id.0 as usize] = true);
         }
         keep.iter().for_each(|id| needed[id.0 as usize] = true);
-        Body { function, operands, dtypes, invariant, needed }
+        let pairs = pairs::find(function, operands);
+        Body { function, operands, dtypes, invariant, needed, pairs }
     }
 
     fn dtype(&self, access: &Access) -> DType {
@@ -337,11 +341,51 @@ impl<'a> Body<'a> {
             Lanes::Four => row.vectors.clone(),
         };
         for position in 0..self.function.steps.len() {
-            if !self.invariant[position] {
-                values[position] = self.step(emit, environment, row, position, i, accumulators, &values);
+            // The second load of a pair has its value already.
+            if self.invariant[position] || values[position].is_some() {
+                continue;
+            }
+            match self.pairs[position].filter(|_| emit.lanes == Lanes::Four) {
+                Some(pair) => self.pair(emit, row, (pair, position), i, &mut values),
+                None => {
+                    values[position] = self.step(emit, environment, row, position, i, accumulators, &values);
+                }
             }
         }
         values
+    }
+
+    /// Emits a pair of loads at its first step, a pair of stores at its last.
+    fn pair(
+        &self,
+        emit: &mut Emit,
+        row: &Row,
+        (pair, position): (Pair, usize),
+        i: Value,
+        values: &mut [Option<Value>],
+    ) {
+        let (Step::Load(access) | Step::Store { access, .. }) = &self.function.steps[pair.even] else {
+            return;
+        };
+        let Some(row_access) = &row.accesses[pair.even] else { return };
+        let dtype = self.dtype(access);
+        let bytes = emit.builder.ins().imul_imm_s(i, 2 * dtype.size() as i64);
+        let address = emit.iadd(row_access.base, bytes);
+        let value_of = |step: usize| match &self.function.steps[step] {
+            Step::Store { value, .. } => values[value.0 as usize],
+            _ => None,
+        };
+        match (&self.function.steps[position], value_of(pair.even), value_of(pair.odd)) {
+            (Step::Load(_), ..) => {
+                let [even, odd] = emit.load_pair(dtype, address, flags());
+                values[pair.even] = Some(even);
+                values[pair.odd] = Some(odd);
+            }
+            (_, Some(even), Some(odd)) if position == pair.last() => {
+                emit.store_pair(dtype, [even, odd], address, flags());
+            }
+            _ => {}
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "the state of a row and the place in it")]

@@ -10,6 +10,7 @@ use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use cranelift_jit::{JITBuilder, JITModule};
 use cranelift_module::{FuncId, Linkage, Module, default_libcall_names};
 
+use super::constants::ConstantPool;
 use super::emit::Emit;
 use super::error::CodegenError;
 
@@ -46,6 +47,7 @@ pub struct Jit {
     context: Context,
     builder_context: FunctionBuilderContext,
     fused_multiply_add: bool,
+    constants: ConstantPool,
     signature: Signature,
     sin: FuncId,
     cos: FuncId,
@@ -100,7 +102,18 @@ impl Jit {
         signature.params = vec![AbiParam::new(types::I64); 3];
         let context = module.make_context();
         let builder_context = FunctionBuilderContext::new();
-        Ok(Jit { module, context, builder_context, fused_multiply_add, signature, sin, cos, count: 0 })
+        let constants = ConstantPool::new();
+        Ok(Jit {
+            module,
+            context,
+            builder_context,
+            fused_multiply_add,
+            constants,
+            signature,
+            sin,
+            cos,
+            count: 0,
+        })
     }
 
     /// Compiles one function; `body` emits its instructions, all blocks and the return included.
@@ -122,7 +135,7 @@ impl Jit {
             self.module.declare_func_in_func(self.cos, &mut self.context.func),
         ];
         let mut builder = FunctionBuilder::new(&mut self.context.func, &mut self.builder_context);
-        body(&mut Emit::new(&mut builder, self.fused_multiply_add, host));
+        body(&mut Emit::new(&mut builder, self.fused_multiply_add, host, &mut self.constants));
         builder.seal_all_blocks();
         builder.finalize(self.module.target_config());
         let defined = self.module.define_function(id, &mut self.context);
@@ -151,7 +164,7 @@ impl Jit {
                 addresses.insert(id, function);
             }
         }
-        Ok(Code { module: Mutex::new(Some(self.module)), addresses })
+        Ok(Code { module: Mutex::new(Some(self.module)), addresses, _constants: self.constants })
     }
 }
 
@@ -159,6 +172,8 @@ impl Jit {
 pub struct Code {
     module: Mutex<Option<JITModule>>,
     addresses: HashMap<FuncId, LoopFunction>,
+    /// The functions read it.
+    _constants: ConstantPool,
 }
 
 impl std::fmt::Debug for Code {

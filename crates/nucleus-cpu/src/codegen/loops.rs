@@ -4,6 +4,7 @@ use cranelift_codegen::ir::{InstBuilder, Value, types};
 use nucleus_ir::DType;
 use nucleus_plan::{Operand, ScalarFunction};
 
+use super::constants::has_many_constants;
 use super::emit::{Emit, Lanes};
 use super::error::CodegenError;
 use super::function::{AccumulatorValues, Body, Environment, flags};
@@ -117,6 +118,9 @@ impl Jit {
         let body = Body::new(function, operands, false, kept.as_slice());
         self.define(name, |emit| {
             let [operand_table, sizes, region] = enter(emit);
+            if has_many_constants([function]) {
+                emit.use_constant_pool();
+            }
             let extents = space.outer.iter();
             let environment = Environment::load(emit, [operand_table, sizes], [function], extents);
             let region = RegionValues::load(emit, region);

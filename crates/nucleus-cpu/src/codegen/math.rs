@@ -4,7 +4,7 @@
 //! Taylor, cut where the remainder is below a hundredth of a unit on the reduced range.
 
 use cranelift_codegen::ir::Value;
-use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
+use cranelift_codegen::ir::condcodes::FloatCC;
 
 use super::emit::{Emit, HostFunction};
 
@@ -15,49 +15,53 @@ const LN2_HIGH: f32 = 355.0 / 512.0;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 /// π/2 in three parts of 24 bits each.
 const HALF_PI: [f32; 3] = [1.570_796_4, -4.371_139e-8, -1.715_124_5e-15];
+/// (eʳ − 1 − r) / r², highest power first.
+const EXPONENTIAL_SERIES: [f32; 7] =
+    [1.0 / 40320.0, 1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5];
 /// Beyond this the reduction by three parts loses bits.
 const LARGEST_ANGLE: f32 = 1e5;
 
-/// eᵃ as 2ⁿ · (1 + r + q): n as a float and as an integer, r, and q with |q| much smaller than |r|.
-struct Exponential {
-    exponent: Value,
+/// x = n · ln 2 + r with |r| ≤ ½ ln 2.
+struct Reduced {
+    /// n + bias in the low nine bits, and other things above them.
+    biased: Value,
     r: Value,
-    q: Value,
+    /// r before the last subtraction, and what was subtracted: −n and the constant.
+    before: [Value; 3],
 }
 
 impl Emit<'_, '_> {
-    /// x · constant rounded to an integer: as a float and as an integer. NaN gives a NaN and any integer.
-    fn nearest_multiple(&mut self, x: Value, constant: f32) -> (Value, Value) {
-        let magic = self.float(TO_INTEGER);
+    /// x · constant rounded to an integer: as a float, and plus `bias` ≥ 0 in the low bits of an integer. NaN gives a NaN and anything.
+    fn nearest_multiple(&mut self, x: Value, constant: f32, bias: u16) -> (Value, Value) {
+        let magic = self.float(TO_INTEGER + f32::from(bias));
         let constant = self.float(constant);
         let shifted = self.fma(x, constant, magic);
         let float = self.fsub(shifted, magic);
-        let bits = self.bits(shifted);
-        let magic_bits = self.int(TO_INTEGER.to_bits() as i32);
-        (float, self.isub(bits, magic_bits))
+        (float, self.bits(shifted))
     }
 
-    /// Cody and Waite's reduction; the part of r that rounding loses goes into q.
-    fn reduce_exponential(&mut self, x: Value) -> Exponential {
-        let (n, exponent) = self.nearest_multiple(x, std::f32::consts::LOG2_E);
+    /// Cody and Waite's reduction.
+    fn reduce_exponential(&mut self, x: Value, bias: u16) -> Reduced {
+        let (n, biased) = self.nearest_multiple(x, std::f32::consts::LOG2_E, bias);
         let negative = self.fneg(n);
         let (high, low) = (self.float(LN2_HIGH), self.float(LN2_LOW));
         let partial = self.fma(negative, high, x);
         let r = self.fma(negative, low, partial);
-        let lost = self.fsub(partial, r);
-        let lost = self.fma(negative, low, lost);
-        const SERIES: [f32; 7] =
-            [1.0 / 40320.0, 1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5];
-        let series = self.polynomial(r, &SERIES);
-        let square = self.fmul(r, r);
-        let q = self.fma(square, series, lost);
-        Exponential { exponent, r, q }
+        Reduced { biased, r, before: [partial, negative, low] }
     }
 
-    /// 2ⁿ for −126 ≤ n ≤ 127.
-    fn power_of_two(&mut self, n: Value) -> Value {
-        let bias = self.int(127);
-        let biased = self.iadd(n, bias);
+    /// q of eʳ = 1 + r + q, where q is much smaller than r, and includes what the rounding of r lost.
+    fn exponential_tail(&mut self, reduced: &Reduced) -> Value {
+        let Reduced { r, before: [partial, negative, low], .. } = *reduced;
+        let lost = self.fsub(partial, r);
+        let lost = self.fma(negative, low, lost);
+        let series = self.polynomial(r, &EXPONENTIAL_SERIES);
+        let square = self.fmul(r, r);
+        self.fma(square, series, lost)
+    }
+
+    /// 2 to the power of the low nine bits less 127, which is that of a normal number.
+    fn power_of_biased(&mut self, biased: Value) -> Value {
         let bits = self.shift_left(biased, 23);
         self.as_float(bits)
     }
@@ -65,17 +69,24 @@ impl Emit<'_, '_> {
     /// x, but at most `limit`; NaN stays.
     fn at_most(&mut self, x: Value, limit: f32) -> Value {
         let limit = self.float(limit);
-        let over = self.compare(FloatCC::GreaterThan, x, limit);
+        let over = self.compare(FloatCC::LessThan, limit, x);
         self.select(over, limit, x)
+    }
+
+    /// x, but at least `limit`; NaN stays.
+    fn at_least(&mut self, x: Value, limit: Value) -> Value {
+        let under = self.compare(FloatCC::LessThan, x, limit);
+        self.select(under, limit, x)
     }
 
     /// eˣ, within 0.65 units; a subnormal result, which is rounded twice, within 1.
     pub(super) fn exp(&mut self, x: Value) -> Value {
         let x = self.at_most(x, 89.0);
         let lowest = self.float(-104.0);
-        let under = self.compare(FloatCC::LessThan, x, lowest);
-        let x = self.select(under, lowest, x);
-        let Exponential { exponent, r, q } = self.reduce_exponential(x);
+        let x = self.at_least(x, lowest);
+        let reduced = self.reduce_exponential(x, 254);
+        let q = self.exponential_tail(&reduced);
+        let Reduced { biased, r, .. } = reduced;
         // 1 + r + q, with the error of 1 + r added back.
         let one = self.float(1.0);
         let sum = self.fadd(one, r);
@@ -84,10 +95,28 @@ impl Emit<'_, '_> {
         let small = self.fadd(error, q);
         let mantissa = self.fadd(sum, small);
         // Two factors: the power may be below the smallest normal number or above the largest.
-        let half = self.shift_right_signed(exponent, 1);
-        let rest = self.isub(exponent, half);
-        let (half, rest) = (self.power_of_two(half), self.power_of_two(rest));
+        let half = self.shift_right(biased, 1);
+        let rest = self.isub(biased, half);
+        let (half, rest) = (self.power_of_biased(half), self.power_of_biased(rest));
         let scaled = self.fmul(mantissa, half);
+        self.fmul(scaled, rest)
+    }
+
+    /// eˣ for x ≤ 0 without `exp`'s care for the last bit: what a sigmoid needs.
+    fn exp_of_negative(&mut self, x: Value) -> Value {
+        const SHIFT: u16 = 30;
+        let lowest = self.float(-104.0);
+        let x = self.at_least(x, lowest);
+        // The power is 2³⁰ too large, and so never below the smallest normal number.
+        let Reduced { biased, r, .. } = self.reduce_exponential(x, 127 + SHIFT);
+        let series = self.polynomial(r, &EXPONENTIAL_SERIES[1..]);
+        let square = self.fmul(r, r);
+        let small = self.fma(square, series, r);
+        let one = self.float(1.0);
+        let mantissa = self.fadd(one, small);
+        let scale = self.power_of_biased(biased);
+        let scaled = self.fmul(mantissa, scale);
+        let rest = self.float(1.0 / f32::from(1u16 << (SHIFT / 2)).powi(2));
         self.fmul(scaled, rest)
     }
 
@@ -97,9 +126,11 @@ impl Emit<'_, '_> {
         // Beyond 10 the result rounds to 1.
         let magnitude = self.at_most(magnitude, 10.0);
         let twice = self.fadd(magnitude, magnitude);
-        let Exponential { exponent, r, q } = self.reduce_exponential(twice);
+        let reduced = self.reduce_exponential(twice, 127);
+        let q = self.exponential_tail(&reduced);
+        let Reduced { biased, r, .. } = reduced;
         // 2ⁿ − 1 + 2ⁿ·r + 2ⁿ·q, with the error of the first sum added back; 2ⁿ·r is exact.
-        let scale = self.power_of_two(exponent);
+        let scale = self.power_of_biased(biased);
         let one = self.float(1.0);
         let whole = self.fsub(scale, one);
         let part = self.fmul(scale, r);
@@ -114,8 +145,7 @@ impl Emit<'_, '_> {
         let lost = self.fsub(exp_minus_one, back);
         // Beyond 2 the sum's error matters little, and beyond 2²⁵ it is not this difference.
         let small = self.compare(FloatCC::LessThan, exp_minus_one, two);
-        let zero = self.float(0.0);
-        let lost = self.select(small, lost, zero);
+        let lost = self.where_set(small, lost);
         let quotient = self.fdiv(exp_minus_one, denominator);
         // The reciprocal of e²ˣ + 1 is half of 1 − tanh x.
         let half = self.float(0.5);
@@ -123,6 +153,13 @@ impl Emit<'_, '_> {
         let reciprocal = self.fmul(half, complement);
         let result = self.corrected(quotient, exp_minus_one, (denominator, lost), reciprocal);
         self.with_sign_of(result, x)
+    }
+
+    /// x where the mask is set, else 0.
+    fn where_set(&mut self, mask: Value, x: Value) -> Value {
+        let bits = self.bits(x);
+        let kept = self.band(bits, mask);
+        self.as_float(kept)
     }
 
     /// A quotient whose denominator is d + lost, corrected by its residual; `reciprocal` is about 1/d.
@@ -149,19 +186,23 @@ impl Emit<'_, '_> {
 
     /// 1/(1+e⁻ˣ), within 2 units. The exponential is always of −|x|, so nothing overflows.
     pub(super) fn sigmoid(&mut self, x: Value) -> Value {
-        let magnitude = self.fabs(x);
-        let negative = self.fneg(magnitude);
-        let e = self.exp(negative);
+        let bits = self.bits(x);
+        let sign = self.int(i32::MIN);
+        let negative = self.bor(bits, sign);
+        let negative = self.as_float(negative);
+        let e = self.exp_of_negative(negative);
         let (zero, one) = (self.float(0.0), self.float(1.0));
         let denominator = self.fadd(one, e);
-        let is_negative = self.compare(FloatCC::LessThan, x, zero);
-        let numerator = self.select(is_negative, e, one);
+        // The numerator: 1, or e ≤ 1 where x is negative.
+        let is_positive = self.compare(FloatCC::LessThanOrEqual, zero, x);
+        let least = self.where_set(is_positive, one);
+        let numerator = self.at_least(e, least);
         let back = self.fsub(denominator, one);
         let lost = self.fsub(e, back);
         let quotient = self.fdiv(numerator, denominator);
-        // The reciprocal of 1 + e is the sigmoid of |x|.
-        let complement = self.fsub(one, quotient);
-        let reciprocal = self.select(is_negative, complement, quotient);
+        // The correction is small: a line within 6 % of 1/(1 + e) is enough for it.
+        let (slope, start) = (self.float(-0.4706), self.float(0.9412));
+        let reciprocal = self.fma(e, slope, start);
         self.corrected(quotient, numerator, (denominator, lost), reciprocal)
     }
 
@@ -226,8 +267,8 @@ impl Emit<'_, '_> {
     }
 
     /// sin(x + turn · π/2).
-    fn circular(&mut self, x: Value, turn: i32, host: HostFunction) -> Value {
-        let (n, quadrant) = self.nearest_multiple(x, std::f32::consts::FRAC_2_PI);
+    fn circular(&mut self, x: Value, turn: u16, host: HostFunction) -> Value {
+        let (n, quadrant) = self.nearest_multiple(x, std::f32::consts::FRAC_2_PI, turn);
         let negative = self.fneg(n);
         let mut r = x;
         for part in HALF_PI {
@@ -242,11 +283,9 @@ impl Emit<'_, '_> {
         let cosine = self.polynomial(square, &COSINE);
         let one = self.float(1.0);
         let cosine = self.fma(cosine, square, one);
-        let turn = self.int(turn);
-        let quadrant = self.iadd(quadrant, turn);
-        let odd = self.and_constant(quadrant, 1);
-        let zero = self.int(0);
-        let swap = self.compare_int(IntCC::NotEqual, odd, zero);
+        // The lowest bit in all bits.
+        let odd = self.shift_left(quadrant, 31);
+        let swap = self.shift_right_signed(odd, 31);
         let value = self.select(swap, cosine, sine);
         let upper = self.and_constant(quadrant, 2);
         let sign = self.shift_left(upper, 30);

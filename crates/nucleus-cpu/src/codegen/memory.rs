@@ -14,7 +14,6 @@ pub(super) enum Place {
     Scattered(Vec<Value>),
 }
 
-const QUIET: i32 = 0x0040_0000;
 const INFINITY: i32 = 0x7f80_0000;
 const MAGNITUDE: i32 = 0x7fff_ffff;
 
@@ -83,28 +82,28 @@ impl Emit<'_, '_> {
     }
 
     fn store_lanes(&mut self, dtype: DType, value: Value, address: Value, flags: MemFlagsData) {
-        let (ty, vector) = match dtype {
+        // The low lane as a float: it is stored from where it lies.
+        let vector = match dtype {
             DType::F32 | DType::I32 => {
                 self.builder.ins().store(flags, value, address, 0);
                 return;
             }
             DType::Bf16 | DType::F16 => {
                 let halves = self.builder.ins().unarrow(value, value);
-                (types::I64, self.bitcast(types::I64X2, halves))
+                self.bitcast(types::F64X2, halves)
             }
             DType::Bool => {
                 let halves = self.builder.ins().unarrow(value, value);
                 let bytes = self.builder.ins().unarrow(halves, halves);
-                (types::I32, self.bitcast(types::I32X4, bytes))
+                self.bitcast(types::F32X4, bytes)
             }
         };
         let low = self.builder.ins().extractlane(vector, 0);
-        debug_assert_eq!(self.builder.func.dfg.value_type(low), ty);
         self.builder.ins().store(flags, low, address, 0);
     }
 
     /// From stored bits to the type in which values are held.
-    fn widen(&mut self, dtype: DType, stored: Value) -> Value {
+    pub(super) fn widen(&mut self, dtype: DType, stored: Value) -> Value {
         match dtype {
             DType::F32 | DType::I32 => stored,
             DType::Bf16 => {
@@ -120,13 +119,16 @@ impl Emit<'_, '_> {
     }
 
     /// From the type in which values are held to stored bits.
-    fn narrow(&mut self, dtype: DType, value: Value) -> Value {
+    pub(super) fn narrow(&mut self, dtype: DType, value: Value) -> Value {
         match dtype {
             DType::F32 | DType::I32 => value,
-            DType::Bf16 => {
-                let bits = self.bits(value);
-                self.shift_right(bits, 16)
-            }
+            DType::Bf16 => match self.high_halves.get(&value) {
+                Some(&high) => high,
+                None => {
+                    let bits = self.bits(value);
+                    self.shift_right(bits, 16)
+                }
+            },
             DType::F16 => self.narrow_f16(value),
             DType::Bool => self.and_constant(value, 1),
         }
@@ -198,12 +200,15 @@ impl Emit<'_, '_> {
                 let half = self.int(0x7fff);
                 let rounded = self.iadd(bits, half);
                 let rounded = self.iadd(rounded, last);
-                let quiet = self.int(QUIET);
-                let nan = self.bor(bits, quiet);
+                let high = self.shift_right(rounded, 16);
+                // A NaN becomes one with all its bits set.
                 let is_nan = self.compare(FloatCC::Unordered, value, value);
-                let result = self.select(is_nan, nan, rounded);
-                let result = self.and_constant(result, !0xffff);
-                self.as_float(result)
+                let nan = self.shift_right(is_nan, 17);
+                let high = self.bor(high, nan);
+                let result = self.shift_left(high, 16);
+                let result = self.as_float(result);
+                self.high_halves.insert(result, high);
+                result
             }
             DType::F16 => {
                 let half = self.narrow_f16(value);

@@ -4,6 +4,7 @@
 //! last) and inner loops over the last axis, four lanes at a time and then one. Both do the same arithmetic, so a result never
 //! depends on its position.
 
+mod constants;
 mod emit;
 mod error;
 mod function;
@@ -11,6 +12,7 @@ mod jit;
 mod loops;
 mod math;
 mod memory;
+mod pairs;
 mod reduction;
 mod scalar_op;
 mod space;

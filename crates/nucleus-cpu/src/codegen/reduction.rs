@@ -3,6 +3,7 @@
 use cranelift_codegen::ir::{BlockArg, InstBuilder, Value};
 use nucleus_plan::{Operand, Reduction, ReductionOp, RowReduction, ScalarFunction, StepId};
 
+use super::constants::has_many_constants;
 use super::emit::{Emit, Lanes};
 use super::error::CodegenError;
 use super::function::{AccumulatorValues, Body, Environment};
@@ -46,6 +47,9 @@ impl Jit {
                 .map(|phase| &phase.function)
                 .chain([&row_function, &reduction.element])
                 .collect();
+            if has_many_constants(functions.iter().copied()) {
+                emit.use_constant_pool();
+            }
             let extents = outer.iter().chain([&columns]);
             let environment = Environment::load(emit, [operand_table, sizes], functions, extents);
             let region = RegionValues::load(emit, region);

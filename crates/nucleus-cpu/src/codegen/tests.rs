@@ -1,1 +1,2 @@
 mod math;
+mod pairs;

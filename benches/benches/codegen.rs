@@ -1,0 +1,17 @@
+//! `cargo bench -p nucleus-benches --bench codegen [-- FILTER]`: generated loops at the model's sizes on one thread. For figures
+//! that a busy machine does not spoil see the example `codegen_rates`.
+
+use criterion::{Criterion, Throughput};
+use nucleus_benches::codegen_cases::cases;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut criterion = Criterion::default().configure_from_args().sample_size(10);
+    let mut group = criterion.benchmark_group("codegen");
+    for mut case in cases("")? {
+        group.throughput(Throughput::Elements(case.points as u64));
+        group.bench_function(case.name, |bencher| bencher.iter(|| case.run()));
+    }
+    group.finish();
+    criterion.final_summary();
+    Ok(())
+}
