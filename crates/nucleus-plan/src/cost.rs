@@ -125,16 +125,14 @@ pub fn predict(
 }
 
 /// A contraction at given sizes.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
     /// Independent products: the points of the batch axes.
     pub batch: f64,
     /// Rows of one product.
     pub rows: f64,
-    /// Columns of one segment.
-    pub columns: f64,
-    /// Segments.
-    pub segments: f64,
+    /// For every part the columns of one segment, and the number of segments.
+    pub parts: Vec<(f64, f64)>,
     /// The contracted extent.
     pub depth: f64,
     /// The element type of the factors.
@@ -150,31 +148,42 @@ impl Problem {
         Problem {
             batch: extent(&contraction.batch),
             rows: extent(&contraction.rows),
-            columns: contraction.columns.value(sizes) as f64,
-            segments: f64::from(contraction.segments),
+            parts: contraction
+                .parts
+                .iter()
+                .map(|part| (part.columns.value(sizes) as f64, f64::from(part.segments)))
+                .collect(),
             depth: contraction.depth.value(sizes) as f64,
             dtype: contraction.dtype,
         }
     }
 
     /// Predicted seconds with a tile: arithmetic of whole micro-kernels on the most loaded core, or the traffic between the caches
-    /// and the tiles, whichever is more.
+    /// and the tiles, whichever is more. The tiles of all parts share the cores.
     pub fn seconds(&self, tile: Tile, machine: &Machine) -> f64 {
         let (rows, columns, depth) = (f64::from(tile.rows), f64::from(tile.columns), f64::from(tile.depth));
         let micro = |size: f64, step: u32| (size / f64::from(step)).ceil() * f64::from(step);
-        let tiles = self.batch * (self.rows / rows).ceil() * (self.columns / columns).ceil();
         // A tile at the edge computes no more than the micro-kernels that it needs.
         let tile_rows = micro(rows.min(self.rows), machine.micro_rows);
-        let tile_columns = micro(columns.min(self.columns), machine.micro_columns) * self.segments;
-        let rounds = (tiles / f64::from(machine.cores)).ceil();
-        let core_flops = machine.product_flops(self.dtype) / f64::from(machine.cores);
-        let arithmetic = rounds * 2.0 * tile_rows * tile_columns * self.depth / core_flops;
         let element = self.dtype.size() as f64;
-        let factors = (tile_rows + tile_columns) * self.depth * element;
-        // Accumulators leave the registers after every step along the depth.
-        let spills = 2.0 * 4.0 * tile_rows * tile_columns * ((self.depth / depth).ceil() - 1.0).max(0.0);
-        let core_bandwidth = machine.cache_bandwidth / f64::from(machine.cores);
-        let traffic = rounds * (factors + spills) / core_bandwidth;
+        let (mut tiles, mut flops, mut bytes) = (0.0, 0.0, 0.0);
+        for (part_columns, segments) in &self.parts {
+            let count = self.batch * (self.rows / rows).ceil() * (part_columns / columns).ceil();
+            let tile_columns = micro(columns.min(*part_columns), machine.micro_columns) * segments;
+            let factors = (tile_rows + tile_columns) * self.depth * element;
+            // Accumulators leave the registers after every step along the depth.
+            let spills = 2.0 * 4.0 * tile_rows * tile_columns * ((self.depth / depth).ceil() - 1.0).max(0.0);
+            tiles += count;
+            flops += count * 2.0 * tile_rows * tile_columns * self.depth;
+            bytes += count * (factors + spills);
+        }
+        if tiles == 0.0 {
+            return 0.0;
+        }
+        // What the most loaded core takes of the whole.
+        let share = (tiles / f64::from(machine.cores)).ceil() / tiles;
+        let arithmetic = share * flops * f64::from(machine.cores) / machine.product_flops(self.dtype);
+        let traffic = share * bytes * f64::from(machine.cores) / machine.cache_bandwidth;
         arithmetic.max(traffic) + 0.1 * arithmetic.min(traffic)
     }
 }
@@ -183,13 +192,14 @@ impl Problem {
 /// one micro-kernel in the first.
 pub fn legal_tiles(contraction: &Contraction, machine: &Machine) -> Vec<Tile> {
     let element = contraction.dtype.size() as u64;
+    let segments = contraction.parts.iter().map(|part| part.segments).max().unwrap_or(1);
     let mut tiles = Vec::new();
     for depth in [128u32, 256, 512, 1024] {
         for row_blocks in [1u32, 2, 4, 8, 16, 32] {
             for column_blocks in [1u32, 2, 4, 8, 16] {
                 let rows = row_blocks * machine.micro_rows;
                 let columns = column_blocks * machine.micro_columns;
-                let all_columns = u64::from(columns) * u64::from(contraction.segments);
+                let all_columns = u64::from(columns) * u64::from(segments);
                 let blocks = u64::from(depth) * (u64::from(rows) + all_columns) * element;
                 let panel = u64::from(depth) * u64::from(machine.micro_columns) * element;
                 if blocks * 2 <= machine.l2 && panel <= machine.l1 {
@@ -211,20 +221,24 @@ pub fn choose_tile(contraction: &Contraction, problems: &[Problem], machine: &Ma
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::Part;
     use crate::scalar::{ScalarFunction, Size};
 
     fn contraction(rows: i64, columns: i64, depth: i64) -> Contraction {
+        let part = Part {
+            columns: Size::Const(columns),
+            segments: 1,
+            b: ScalarFunction::default(),
+            epilogue: ScalarFunction::default(),
+        };
         Contraction {
             batch: Vec::new(),
             rows: vec![Size::Const(rows)],
-            columns: Size::Const(columns),
-            segments: 1,
             depth: Size::Const(depth),
             a: ScalarFunction::default(),
-            b: ScalarFunction::default(),
             dtype: DType::Bf16,
-            epilogue: ScalarFunction::default(),
             tile: None,
+            parts: vec![part],
         }
     }
 
@@ -240,7 +254,7 @@ mod tests {
         let contraction = contraction(4096, 2048, 2048);
         let problem = Problem::of(&contraction, &[]);
         let limit = 2.0 * 4096.0 * 2048.0 * 2048.0 / machine.bf16_flops;
-        let tile = choose_tile(&contraction, &[problem], &machine).unwrap();
+        let tile = choose_tile(&contraction, std::slice::from_ref(&problem), &machine).unwrap();
         assert!(problem.seconds(tile, &machine) < 1.2 * limit, "{tile:?}");
     }
 

@@ -21,7 +21,7 @@ pub mod verify;
 pub use buffer::{Buffer, BufferId, Place};
 pub use kernel::{
     Anchor, Attention, Contraction, ExpertChoice, InvertIndex, Kernel, KernelId, KeySegment, Map, Operand,
-    OperandMode, Phase, Reduction, ReductionOp, RowReduction, SegmentSum, Tile,
+    OperandMode, Part, Phase, Reduction, ReductionOp, RowReduction, SegmentSum, Tile,
 };
 pub use lifetime::{Life, lifetimes};
 pub use plan::{Launch, Plan, PlanInput, PlanOutput};
