@@ -123,7 +123,7 @@ pub fn check_races(kernel: &Kernel, sizes: &[i64], budget: &mut usize) -> Result
                     _ => None,
                 };
                 if may_meet(a, b, together) {
-                    let other = if b.store { "stores" } else { "reads" };
+                    let other = if a.store && b.store { "stores" } else { "reads" };
                     let why =
                         format!("a point stores an element of operand {operand} that another point {other}");
                     return Err((name(if a.store { a.slot } else { b.slot }), why));
