@@ -56,6 +56,11 @@ impl Machine {
         }
     }
 
+    /// Bytes of the second-level caches of all cores.
+    pub fn cache(&self) -> f64 {
+        f64::from(self.cores) * self.l2 as f64
+    }
+
     fn product_flops(&self, dtype: DType) -> f64 {
         if dtype == DType::F32 { self.f32_flops } else { self.bf16_flops }
     }
@@ -188,6 +193,33 @@ impl Problem {
     }
 }
 
+/// The most parts of a merged contraction: the released model has half as many layers.
+pub const MAX_MERGED_PARTS: usize = 64;
+/// The most operands of a merged contraction.
+pub const MAX_MERGED_OPERANDS: usize = 256;
+
+/// A product that may run earlier, in company with another of the same left factor. In bytes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Company {
+    /// The left factor, which is read once for both.
+    pub left: f64,
+    /// The product's results, which wait longer for their use.
+    pub results: f64,
+    /// What the launches touch that run while they wait.
+    pub between: f64,
+}
+
+impl Company {
+    /// Seconds that company saves, or loses if negative: a launch and the reading of the left factor, less a round trip to memory for
+    /// results that leave the caches while they wait, if they were small enough to stay there.
+    pub fn saves(&self, machine: &Machine) -> f64 {
+        let rate = if self.left > machine.cache() { machine.bandwidth } else { machine.cache_bandwidth };
+        let leaves = self.results <= machine.cache() && self.results + self.between > machine.cache();
+        let round_trip = if leaves { 2.0 * self.results / machine.bandwidth } else { 0.0 };
+        machine.launch + self.left / rate - round_trip
+    }
+}
+
 /// The tiles that a machine can use for a contraction: blocks of both factors in half of the second-level cache, a column panel of
 /// one micro-kernel in the first.
 pub fn legal_tiles(contraction: &Contraction, machine: &Machine) -> Vec<Tile> {
@@ -267,6 +299,30 @@ mod tests {
     fn few_rows_still_occupy_every_core() {
         let chosen = tile(12, 64, 512);
         assert!(chosen.columns <= 32, "{chosen:?}");
+    }
+
+    #[test]
+    fn company_saves_unless_small_results_wait_long() {
+        let machine = Machine::cpu();
+        let saves = |left, results, between| Company { left, results, between }.saves(&machine) > 0.0;
+        // Neighbours, large results, and a modulation vector; not a megabyte that would have stayed in the cache.
+        assert!(saves(1e6, 1e6, 0.0));
+        assert!(saves(1e6, 1e7, 1e9));
+        assert!(saves(4e3, 3e4, 1e9));
+        assert!(!saves(1e6, 1e6, 1e9));
+    }
+
+    #[test]
+    fn parts_share_the_cores() {
+        let machine = Machine::cpu();
+        let of = |parts: usize| {
+            let mut contraction = contraction(12, 32, 512);
+            contraction.parts = vec![contraction.parts[0].clone(); parts];
+            Problem::of(&contraction, &[]).seconds(Tile { rows: 12, columns: 32, depth: 512 }, &machine)
+        };
+        // One tile leaves a core idle, two do not.
+        assert!((of(2) - of(1)).abs() < 1e-12);
+        assert!((of(4) - 2.0 * of(2)).abs() < 1e-12);
     }
 
     #[test]
