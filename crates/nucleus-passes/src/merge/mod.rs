@@ -3,10 +3,10 @@
 //! Queries, keys and values are three products of the same rows; the modulation vectors of all layers are products of one embedding.
 //! As one launch they read and stage those rows once, and even a single row gives every core work.
 //!
-//! The merged launch stands where the first of its products stood. A product may move up there if all that it reads is written before
-//! that place, and nothing from there to its own place uses what it writes; then it also depends on no other product of the launch. As
-//! launches move up only, and never past a writer of what they read, moves do not disturb each other. Whether a product moves is decided
-//! by cost ([`Company`]): what it saves must outweigh that its results wait longer, and the step arena must not grow much.
+//! The merged launch stands where the first of its products stood. A product may move up there if nothing from there to its own place
+//! writes what it reads or uses what it writes; then it also depends on no other product of the launch. As launches move up only, and never
+//! past others that they depend on or that depend on them, moves do not disturb each other. Whether a product moves is decided by cost
+//! ([`Company`]): what it saves must outweigh that its results wait longer, and the step arena must not grow much.
 
 mod rebuild;
 mod sites;
@@ -133,3 +133,6 @@ fn rebuild(mut plan: Plan, groups: &[Group]) -> Result<Plan, DimError> {
     plan.kernels.retain(|_| used.next().unwrap_or_default());
     Ok(plan)
 }
+
+#[cfg(test)]
+mod tests;

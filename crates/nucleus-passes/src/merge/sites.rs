@@ -10,15 +10,15 @@ use nucleus_plan::{OperandMode, Place, Plan, lifetimes};
 
 /// The launches of a plan in their order, with sizes at the largest sample: where time is spent.
 ///
-/// Positions are those before any move. What this says stays true when launches have moved up, since none moves past a writer of what
-/// it reads.
+/// Positions are those before any move. What this says stays true when launches have moved up, since none moves past another use of what
+/// it writes, nor past a writer of what it reads.
 pub(super) struct Sites<'a> {
     plan: &'a Plan,
     sizes: Bindings,
     /// For every buffer the positions of the launches that use it, ascending.
     uses: Vec<Vec<usize>>,
-    /// For every buffer the position of the last launch that writes it.
-    last_write: Vec<Option<usize>>,
+    /// For every buffer the positions of the launches that write it, ascending.
+    writes: Vec<Vec<usize>>,
     /// For every position the bytes that launches before it touch.
     touched: Vec<f64>,
     /// For every position the bytes of the step arena in use there.
@@ -36,7 +36,7 @@ impl<'a> Sites<'a> {
             plan,
             sizes: largest.unwrap_or_default(),
             uses: vec![Vec::new(); plan.buffers.len()],
-            last_write: vec![None; plan.buffers.len()],
+            writes: vec![Vec::new(); plan.buffers.len()],
             touched: vec![0.0],
             live: vec![0.0; plan.launches.len()],
             most_live: 0.0,
@@ -47,7 +47,7 @@ impl<'a> Sites<'a> {
                 let buffer = buffer.0 as usize;
                 sites.uses[buffer].push(position);
                 if operand.mode != OperandMode::Read {
-                    sites.last_write[buffer] = Some(position);
+                    sites.writes[buffer].push(position);
                 }
             }
             let before = sites.touched[position];
@@ -89,16 +89,13 @@ impl<'a> Sites<'a> {
         operands.zip(buffers).map(|(operand, buffer)| (buffer, operand.mode != OperandMode::Read))
     }
 
-    /// True if the launch at `from` would compute the same at `to`, before it, and the launches between would too.
+    /// True if the launch at `from` would compute the same at `to`, before it, and the launches between would too: none of these uses what
+    /// it writes or writes what it reads, and neither does the launch at `to`.
     pub(super) fn may_move(&self, from: usize, to: usize) -> bool {
         self.buffers(from).all(|(buffer, written)| {
-            if written {
-                let uses = &self.uses[buffer];
-                let first = uses.partition_point(|position| *position < to);
-                uses[first..].first().is_none_or(|position| *position >= from)
-            } else {
-                self.last_write[buffer].is_none_or(|position| position < to)
-            }
+            let others = if written { &self.uses[buffer] } else { &self.writes[buffer] };
+            let first = others.partition_point(|position| *position < to);
+            others[first..].first().is_none_or(|position| *position >= from)
         })
     }
 
