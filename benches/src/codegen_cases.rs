@@ -109,12 +109,13 @@ fn case(plan: &Plan, slot: &Slot) -> Result<CodegenCase, CodegenError> {
             )
         }
         Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => {
-            let extents: Vec<Size> = c.batch.iter().chain(&c.rows).copied().chain([c.columns]).collect();
+            let extents: Vec<Size> =
+                c.batch.iter().chain(&c.rows).copied().chain([c.parts[0].columns]).collect();
             let accumulators = (Accumulators::Block, Destination::None);
             (
                 extents.clone(),
-                compile(&mut jit, slot.name, kernel, &extents, &c.epilogue, accumulators)?,
-                &c.epilogue,
+                compile(&mut jit, slot.name, kernel, &extents, &c.parts[0].epilogue, accumulators)?,
+                &c.parts[0].epilogue,
             )
         }
         _ => unreachable!("the text has no other anchors"),
@@ -222,7 +223,7 @@ fn regions(anchor: &Anchor, rows: i64, columns: i64, tile: i64) -> (Vec<Region>,
     match anchor {
         Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => {
             let height = TILE_ROWS.min(rows);
-            let elements = (height * tile) as usize * c.segments as usize;
+            let elements = (height * tile) as usize * c.parts[0].segments as usize;
             let block = AlignedBuffer::zeroed(4 * elements);
             fill(&block, DType::F32, elements);
             let mut calls = Vec::new();

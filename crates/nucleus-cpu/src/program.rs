@@ -1,5 +1,6 @@
 //! A plan compiled for this machine.
 
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nucleus_ir::{Bindings, DType, Dim, Rate};
@@ -80,8 +81,8 @@ pub struct CpuProgram {
     isa: Isa,
     memory_limit: u64,
     prepacked: Vec<Prepacked>,
-    /// For each launch the packed factor it uses.
-    launch_packs: Vec<Option<usize>>,
+    /// For each launch, and each part of a contraction, the packed factor it uses.
+    launch_packs: Vec<Vec<Option<usize>>>,
     /// For each launch which operands must have memory.
     needed: Vec<Vec<bool>>,
 }
@@ -120,10 +121,12 @@ impl CpuProgram {
             plan,
         };
         for launch in 0..program.plan.launches.len() {
-            let packed = program.plan_pack(launch);
-            program.launch_packs.push(packed);
-            let needed = operand_uses(&program.plan, launch, packed.is_some());
+            let parts = contraction(program.plan.kernel(program.plan.launches[launch].kernel));
+            let parts = parts.map_or(0, |contraction| contraction.parts.len());
+            let packs: Vec<Option<usize>> = (0..parts).map(|part| program.plan_pack(launch, part)).collect();
+            let needed = operand_uses(&program.plan, launch, &packs);
             program.needed.push(needed);
+            program.launch_packs.push(packs);
         }
         Ok(program)
     }
@@ -155,13 +158,19 @@ impl CpuProgram {
         self.indices[kernel.0 as usize]
     }
 
-    pub(crate) fn packed_factor(&self, launch: usize) -> Option<&RightFactor> {
-        self.prepacked[self.launch_packs[launch]?].ready.as_ref()
+    /// For each part of a contraction the right factor that was packed beforehand.
+    pub(crate) fn packed_factors(&self, launch: usize) -> Vec<Option<&RightFactor>> {
+        self.launch_packs[launch].iter().map(|pack| self.prepacked[(*pack)?].ready.as_ref()).collect()
     }
 
-    /// Whether a launch needs an operand's memory: a right factor that has been packed is not read again.
+    /// Whether a launch needs an operand's memory: right factors that have been packed are not read again.
     pub(crate) fn needs_operand(&self, launch: usize, operand: usize) -> bool {
-        self.needed[launch][operand] || self.packed_factor(launch).is_none()
+        let buffer = self.plan.launches[launch].operands[operand];
+        let to_pack = |pack: &usize| {
+            let pack = &self.prepacked[*pack];
+            pack.ready.is_none() && pack.key.buffer == buffer
+        };
+        self.needed[launch][operand] || self.launch_packs[launch].iter().flatten().any(to_pack)
     }
 
     /// Evaluates the plan's sizes.
@@ -283,13 +292,14 @@ impl CpuProgram {
         Ok(())
     }
 
-    /// The packed factor that a launch can use: the right factor is a load from a weight or from a value of stage `model`, and its
+    /// The packed factor that a part of a launch's contraction can use: the right factor is a load from a weight or from a value of stage `model`, and its
     /// sizes do not depend on the run-time dims.
-    fn plan_pack(&mut self, number: usize) -> Option<usize> {
+    fn plan_pack(&mut self, number: usize, part: usize) -> Option<usize> {
         let launch = &self.plan.launches[number];
         let contraction = contraction(self.plan.kernel(launch.kernel))?;
         let CompiledKernel::Contraction(compiled) = self.compiled(launch.kernel) else { return None };
-        let Source::Load { access, element: loaded } = &compiled.b else { return None };
+        let Source::Load { access, element: loaded } = &compiled.parts[part].b else { return None };
+        let part = &contraction.parts[part];
         let buffer = launch.operands[access.operand as usize];
         let constant = |size: Size| match size {
             Size::Const(value) => Some(value),
@@ -306,9 +316,9 @@ impl CpuProgram {
             return None;
         }
         let (batch, strides) = (constants(&contraction.batch)?, constants(&access.strides)?);
-        let (k, n) = (constant(contraction.depth)?, constant(contraction.columns)?);
+        let (k, n) = (constant(contraction.depth)?, constant(part.columns)?);
         let (k, n) = (usize::try_from(k).ok()?, usize::try_from(n).ok()?);
-        let segments = contraction.segments as usize;
+        let segments = part.segments as usize;
         let offset = constant(access.offset)?;
         // The whole factor must lie inside the buffer, whose own size must be settled too.
         let mut extents = batch.clone();
@@ -364,12 +374,14 @@ fn constant_elements(plan: &Plan, buffer: BufferId) -> Option<i128> {
     shape.iter().try_fold(1i128, |product, dim: &Dim| product.checked_mul(i128::from(dim.as_constant()?)))
 }
 
-/// Which operands a launch reads or writes besides a packed right factor.
-fn operand_uses(plan: &Plan, launch: usize, packed: bool) -> Vec<bool> {
+/// Which operands a launch reads or writes besides the right factors that are packed, part by part.
+fn operand_uses(plan: &Plan, launch: usize, packs: &[Option<usize>]) -> Vec<bool> {
     let launch = &plan.launches[launch];
     let anchor = &plan.kernel(launch.kernel).anchor;
     let mut used = vec![false; launch.operands.len()];
-    for slot in slots(anchor).iter().filter(|slot| !(packed && slot.name == "b")) {
+    let numbered = packs.iter().enumerate().filter(|(_, pack)| pack.is_some());
+    let packed: HashSet<String> = numbered.map(|(part, _)| format!("b{part}")).collect();
+    for slot in slots(anchor).iter().filter(|slot| !packed.contains(&slot.name)) {
         slot.function.accesses().for_each(|access| used[access.operand as usize] = true);
     }
     anchor.dense_operands().iter().for_each(|dense| used[dense.operand as usize] = true);

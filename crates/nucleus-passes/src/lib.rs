@@ -5,6 +5,7 @@ pub mod elaborate;
 pub mod error;
 pub mod fuse;
 pub mod group;
+pub mod merge;
 pub mod pipeline;
 pub mod precision;
 pub mod rewrite;

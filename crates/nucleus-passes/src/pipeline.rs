@@ -17,6 +17,7 @@ use crate::elaborate::{Config, Program, elaborate};
 use crate::error::PassError;
 use crate::fuse::fuse;
 use crate::group::group;
+use crate::merge::merge;
 use crate::precision::precision;
 use crate::route::route;
 use crate::schedule::schedule;
@@ -78,6 +79,11 @@ pub const PASSES: &[Pass] = &[
         name: "fuse",
         about: "forms kernels: an anchor with a prologue and an epilogue of scalar expressions",
         kind: PassKind::Lower(fuse),
+    },
+    Pass {
+        name: "merge",
+        about: "makes products of the same left factor parts of one launch",
+        kind: PassKind::Plan(merge),
     },
     Pass {
         name: "group",

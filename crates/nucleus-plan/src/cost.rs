@@ -56,6 +56,11 @@ impl Machine {
         }
     }
 
+    /// Bytes of the second-level caches of all cores.
+    pub fn cache(&self) -> f64 {
+        f64::from(self.cores) * self.l2 as f64
+    }
+
     fn product_flops(&self, dtype: DType) -> f64 {
         if dtype == DType::F32 { self.f32_flops } else { self.bf16_flops }
     }
@@ -125,16 +130,14 @@ pub fn predict(
 }
 
 /// A contraction at given sizes.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
     /// Independent products: the points of the batch axes.
     pub batch: f64,
     /// Rows of one product.
     pub rows: f64,
-    /// Columns of one segment.
-    pub columns: f64,
-    /// Segments.
-    pub segments: f64,
+    /// For every part the columns of one segment, and the number of segments.
+    pub parts: Vec<(f64, f64)>,
     /// The contracted extent.
     pub depth: f64,
     /// The element type of the factors.
@@ -150,32 +153,70 @@ impl Problem {
         Problem {
             batch: extent(&contraction.batch),
             rows: extent(&contraction.rows),
-            columns: contraction.columns.value(sizes) as f64,
-            segments: f64::from(contraction.segments),
+            parts: contraction
+                .parts
+                .iter()
+                .map(|part| (part.columns.value(sizes) as f64, f64::from(part.segments)))
+                .collect(),
             depth: contraction.depth.value(sizes) as f64,
             dtype: contraction.dtype,
         }
     }
 
     /// Predicted seconds with a tile: arithmetic of whole micro-kernels on the most loaded core, or the traffic between the caches
-    /// and the tiles, whichever is more.
+    /// and the tiles, whichever is more. The tiles of all parts share the cores.
     pub fn seconds(&self, tile: Tile, machine: &Machine) -> f64 {
         let (rows, columns, depth) = (f64::from(tile.rows), f64::from(tile.columns), f64::from(tile.depth));
         let micro = |size: f64, step: u32| (size / f64::from(step)).ceil() * f64::from(step);
-        let tiles = self.batch * (self.rows / rows).ceil() * (self.columns / columns).ceil();
         // A tile at the edge computes no more than the micro-kernels that it needs.
         let tile_rows = micro(rows.min(self.rows), machine.micro_rows);
-        let tile_columns = micro(columns.min(self.columns), machine.micro_columns) * self.segments;
-        let rounds = (tiles / f64::from(machine.cores)).ceil();
-        let core_flops = machine.product_flops(self.dtype) / f64::from(machine.cores);
-        let arithmetic = rounds * 2.0 * tile_rows * tile_columns * self.depth / core_flops;
         let element = self.dtype.size() as f64;
-        let factors = (tile_rows + tile_columns) * self.depth * element;
-        // Accumulators leave the registers after every step along the depth.
-        let spills = 2.0 * 4.0 * tile_rows * tile_columns * ((self.depth / depth).ceil() - 1.0).max(0.0);
-        let core_bandwidth = machine.cache_bandwidth / f64::from(machine.cores);
-        let traffic = rounds * (factors + spills) / core_bandwidth;
+        let (mut tiles, mut flops, mut bytes) = (0.0, 0.0, 0.0);
+        for (part_columns, segments) in &self.parts {
+            let count = self.batch * (self.rows / rows).ceil() * (part_columns / columns).ceil();
+            let tile_columns = micro(columns.min(*part_columns), machine.micro_columns) * segments;
+            let factors = (tile_rows + tile_columns) * self.depth * element;
+            // Accumulators leave the registers after every step along the depth.
+            let spills = 2.0 * 4.0 * tile_rows * tile_columns * ((self.depth / depth).ceil() - 1.0).max(0.0);
+            tiles += count;
+            flops += count * 2.0 * tile_rows * tile_columns * self.depth;
+            bytes += count * (factors + spills);
+        }
+        if tiles == 0.0 {
+            return 0.0;
+        }
+        // What the most loaded core takes of the whole.
+        let share = (tiles / f64::from(machine.cores)).ceil() / tiles;
+        let arithmetic = share * flops * f64::from(machine.cores) / machine.product_flops(self.dtype);
+        let traffic = share * bytes * f64::from(machine.cores) / machine.cache_bandwidth;
         arithmetic.max(traffic) + 0.1 * arithmetic.min(traffic)
+    }
+}
+
+/// The most parts of a merged contraction: the released model has half as many layers.
+pub const MAX_MERGED_PARTS: usize = 64;
+/// The most operands of a merged contraction.
+pub const MAX_MERGED_OPERANDS: usize = 256;
+
+/// A product that may run earlier, in company with another of the same left factor. In bytes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Company {
+    /// The left factor, which is read once for both.
+    pub left: f64,
+    /// The product's results, which wait longer for their use.
+    pub results: f64,
+    /// What the launches touch that run while they wait.
+    pub between: f64,
+}
+
+impl Company {
+    /// Seconds that company saves, or loses if negative: a launch and the reading of the left factor, less a round trip to memory for
+    /// results that leave the caches while they wait, if they were small enough to stay there.
+    pub fn saves(&self, machine: &Machine) -> f64 {
+        let rate = if self.left > machine.cache() { machine.bandwidth } else { machine.cache_bandwidth };
+        let leaves = self.results <= machine.cache() && self.results + self.between > machine.cache();
+        let round_trip = if leaves { 2.0 * self.results / machine.bandwidth } else { 0.0 };
+        machine.launch + self.left / rate - round_trip
     }
 }
 
@@ -183,13 +224,14 @@ impl Problem {
 /// one micro-kernel in the first.
 pub fn legal_tiles(contraction: &Contraction, machine: &Machine) -> Vec<Tile> {
     let element = contraction.dtype.size() as u64;
+    let segments = contraction.parts.iter().map(|part| part.segments).max().unwrap_or(1);
     let mut tiles = Vec::new();
     for depth in [128u32, 256, 512, 1024] {
         for row_blocks in [1u32, 2, 4, 8, 16, 32] {
             for column_blocks in [1u32, 2, 4, 8, 16] {
                 let rows = row_blocks * machine.micro_rows;
                 let columns = column_blocks * machine.micro_columns;
-                let all_columns = u64::from(columns) * u64::from(contraction.segments);
+                let all_columns = u64::from(columns) * u64::from(segments);
                 let blocks = u64::from(depth) * (u64::from(rows) + all_columns) * element;
                 let panel = u64::from(depth) * u64::from(machine.micro_columns) * element;
                 if blocks * 2 <= machine.l2 && panel <= machine.l1 {
@@ -211,20 +253,24 @@ pub fn choose_tile(contraction: &Contraction, problems: &[Problem], machine: &Ma
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::Part;
     use crate::scalar::{ScalarFunction, Size};
 
     fn contraction(rows: i64, columns: i64, depth: i64) -> Contraction {
+        let part = Part {
+            columns: Size::Const(columns),
+            segments: 1,
+            b: ScalarFunction::default(),
+            epilogue: ScalarFunction::default(),
+        };
         Contraction {
             batch: Vec::new(),
             rows: vec![Size::Const(rows)],
-            columns: Size::Const(columns),
-            segments: 1,
             depth: Size::Const(depth),
             a: ScalarFunction::default(),
-            b: ScalarFunction::default(),
             dtype: DType::Bf16,
-            epilogue: ScalarFunction::default(),
             tile: None,
+            parts: vec![part],
         }
     }
 
@@ -240,7 +286,7 @@ mod tests {
         let contraction = contraction(4096, 2048, 2048);
         let problem = Problem::of(&contraction, &[]);
         let limit = 2.0 * 4096.0 * 2048.0 * 2048.0 / machine.bf16_flops;
-        let tile = choose_tile(&contraction, &[problem], &machine).unwrap();
+        let tile = choose_tile(&contraction, std::slice::from_ref(&problem), &machine).unwrap();
         assert!(problem.seconds(tile, &machine) < 1.2 * limit, "{tile:?}");
     }
 
@@ -253,6 +299,30 @@ mod tests {
     fn few_rows_still_occupy_every_core() {
         let chosen = tile(12, 64, 512);
         assert!(chosen.columns <= 32, "{chosen:?}");
+    }
+
+    #[test]
+    fn company_saves_unless_small_results_wait_long() {
+        let machine = Machine::cpu();
+        let saves = |left, results, between| Company { left, results, between }.saves(&machine) > 0.0;
+        // Neighbours, large results, and a modulation vector; not a megabyte that would have stayed in the cache.
+        assert!(saves(1e6, 1e6, 0.0));
+        assert!(saves(1e6, 1e7, 1e9));
+        assert!(saves(4e3, 3e4, 1e9));
+        assert!(!saves(1e6, 1e6, 1e9));
+    }
+
+    #[test]
+    fn parts_share_the_cores() {
+        let machine = Machine::cpu();
+        let of = |parts: usize| {
+            let mut contraction = contraction(12, 32, 512);
+            contraction.parts = vec![contraction.parts[0].clone(); parts];
+            Problem::of(&contraction, &[]).seconds(Tile { rows: 12, columns: 32, depth: 512 }, &machine)
+        };
+        // One tile leaves a core idle, two do not.
+        assert!((of(2) - of(1)).abs() < 1e-12);
+        assert!((of(4) - 2.0 * of(2)).abs() < 1e-12);
     }
 
     #[test]

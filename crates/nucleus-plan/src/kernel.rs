@@ -116,31 +116,50 @@ pub enum ReductionOp {
     Max,
 }
 
-/// `acc[segment][batch, row, column] = Σ_k a[batch, row, k] · b[batch, k, segment·columns + column]` in `f32`, then the epilogue.
-///
-/// Segments are column groups whose accumulators the epilogue sees at one point, e.g. gate and up halves of SwiGLU.
+/// Products of one left factor with the right factors of its parts. For every part
+/// `acc[segment][batch, row, column] = Σ_k a[batch, row, k] · b[batch, k, segment·columns + column]` in `f32`, then its epilogue.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Contraction {
     /// Extents of the axes along which both factors vary: groups of a grouped product, leading axes of a batched one. Often empty.
     pub batch: Vec<Size>,
     /// Extents of the row axes; several where an epilogue tells images and tokens apart.
     pub rows: Vec<Size>,
-    /// Columns of one segment.
-    pub columns: Size,
-    /// The number of segments, at least 1.
-    pub segments: u32,
     /// The contracted extent.
     pub depth: Size,
     /// Over batch axes, row axes and k: the left factor, in `dtype`. A gather is an indirect load.
     pub a: ScalarFunction,
-    /// Over batch axes, k and the column counted through all segments: the right factor, in `dtype`.
-    pub b: ScalarFunction,
     /// The element type in which factors are multiplied: `f32`, `bf16` or `f16`.
     pub dtype: DType,
+    /// The tile from the cost model or a tuning table, for every part; `None` before the group pass.
+    pub tile: Option<Tile>,
+    /// At least one; several where products share their left factor, e.g. queries, keys and values. In any order, or at a time.
+    pub parts: Vec<Part>,
+}
+
+/// A right factor of a contraction, and what becomes of its product.
+///
+/// Segments are column groups whose accumulators the epilogue sees at one point, e.g. gate and up halves of SwiGLU.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Part {
+    /// Columns of one segment.
+    pub columns: Size,
+    /// The number of segments, at least 1.
+    pub segments: u32,
+    /// Over batch axes, k and the column counted through all segments: the right factor, in the contraction's dtype.
+    pub b: ScalarFunction,
     /// Over batch axes, row axes and the column: stores.
     pub epilogue: ScalarFunction,
-    /// The tile from the cost model or a tuning table; `None` before the group pass.
-    pub tile: Option<Tile>,
+}
+
+impl Contraction {
+    /// The part that a slot `b0`, `epilogue0`, `b1`, … belongs to, and whether the slot is its right factor; `None` for `a`.
+    pub fn part_of(&self, slot: &str) -> Option<(&Part, bool)> {
+        let (number, right) = match slot.strip_prefix("epilogue") {
+            Some(number) => (number, false),
+            None => (slot.strip_prefix('b')?, true),
+        };
+        Some((self.parts.get(number.parse::<usize>().ok()?)?, right))
+    }
 }
 
 /// The block of a contraction that one worker (thread or thread block) computes at a time.
@@ -295,11 +314,12 @@ impl Anchor {
             }
             Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => {
                 let (batch, rows) = (c.batch.len(), c.rows.len());
-                vec![
-                    ("a".to_owned(), batch + rows + 1, &c.a),
-                    ("b".to_owned(), batch + 2, &c.b),
-                    ("epilogue".to_owned(), batch + rows + 1, &c.epilogue),
-                ]
+                let mut list = vec![("a".to_owned(), batch + rows + 1, &c.a)];
+                for (i, part) in c.parts.iter().enumerate() {
+                    list.push((format!("b{i}"), batch + 2, &part.b));
+                    list.push((format!("epilogue{i}"), batch + rows + 1, &part.epilogue));
+                }
+                list
             }
             Anchor::Attention(attention) => {
                 let mut list = vec![("q".to_owned(), 4, &attention.q)];
@@ -331,7 +351,7 @@ impl Anchor {
         }
     }
 
-    /// The same with the extents of each function's axes: slot name, extents, function. For a right factor `b` in several segments whose
+    /// The same with the extents of each function's axes: slot name, extents, function. For a right factor in several segments whose
     /// columns are an argument, the last extent is that of one segment.
     pub fn slots(&self) -> Vec<(String, Vec<Size>, &ScalarFunction)> {
         let extents = |name: &str| -> Vec<Size> {
@@ -339,18 +359,18 @@ impl Anchor {
                 Anchor::Map(map) => map.space.clone(),
                 Anchor::RowReduction(reduction) if name == "row" => reduction.rows.clone(),
                 Anchor::RowReduction(reduction) => [reduction.rows.as_slice(), &[reduction.columns]].concat(),
-                Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => match name {
-                    "a" => [c.batch.as_slice(), &c.rows, &[c.depth]].concat(),
-                    "b" => {
-                        let columns = match c.columns {
+                Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => match c.part_of(name) {
+                    None => [c.batch.as_slice(), &c.rows, &[c.depth]].concat(),
+                    Some((part, true)) => {
+                        let columns = match part.columns {
                             Size::Const(columns) => {
-                                Size::Const(columns.saturating_mul(i64::from(c.segments)))
+                                Size::Const(columns.saturating_mul(i64::from(part.segments)))
                             }
                             argument => argument,
                         };
                         [c.batch.as_slice(), &[c.depth, columns]].concat()
                     }
-                    _ => [c.batch.as_slice(), &c.rows, &[c.columns]].concat(),
+                    Some((part, false)) => [c.batch.as_slice(), &c.rows, &[part.columns]].concat(),
                 },
                 Anchor::Attention(a) => {
                     let of = |count: u32| Size::Const(i64::from(count));

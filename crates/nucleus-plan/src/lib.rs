@@ -23,7 +23,7 @@ pub use buffer::{Buffer, BufferId, Place};
 pub use dense::DenseOperand;
 pub use kernel::{
     Anchor, Attention, Contraction, ExpertChoice, InverseMap, InvertIndex, Kernel, KernelId, KeySegment, Map,
-    Operand, OperandMode, Phase, Reduction, ReductionOp, RowReduction, SegmentSum, Tile,
+    Operand, OperandMode, Part, Phase, Reduction, ReductionOp, RowReduction, SegmentSum, Tile,
 };
 pub use lifetime::{Life, lifetimes};
 pub use plan::{Launch, Plan, PlanInput, PlanOutput};

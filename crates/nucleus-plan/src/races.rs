@@ -61,10 +61,10 @@ pub fn check_races(kernel: &Kernel, sizes: &[i64], budget: &mut usize) -> Result
     let mut places: BTreeMap<u32, Vec<Place>> = BTreeMap::new();
     for (number, (name, extents, function)) in slots.iter().enumerate() {
         let mut extents: Vec<i64> = extents.iter().map(|extent| extent.value(sizes)).collect();
-        if let (Anchor::Matmul(c) | Anchor::GroupedMatmul(c), "b", Some(last)) =
-            (&kernel.anchor, name.as_str(), extents.last_mut())
+        if let Anchor::Matmul(c) | Anchor::GroupedMatmul(c) = &kernel.anchor
+            && let (Some((part, true)), Some(last)) = (c.part_of(name), extents.last_mut())
         {
-            *last = c.columns.value(sizes).saturating_mul(i64::from(c.segments));
+            *last = part.columns.value(sizes).saturating_mul(i64::from(part.segments));
         }
         if extents.iter().any(|extent| *extent <= 0) {
             continue;
@@ -123,7 +123,7 @@ pub fn check_races(kernel: &Kernel, sizes: &[i64], budget: &mut usize) -> Result
                     _ => None,
                 };
                 if may_meet(a, b, together) {
-                    let other = if b.store { "stores" } else { "reads" };
+                    let other = if a.store && b.store { "stores" } else { "reads" };
                     let why =
                         format!("a point stores an element of operand {operand} that another point {other}");
                     return Err((name(if a.store { a.slot } else { b.slot }), why));

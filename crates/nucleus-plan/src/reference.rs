@@ -10,8 +10,8 @@ use nucleus_ir::{Bindings, DType, DimError, ScalarOp};
 
 use crate::buffer::{BufferId, Place};
 use crate::kernel::{
-    Anchor, Attention, Contraction, ExpertChoice, InvertIndex, KeySegment, Map, ReductionOp, RowReduction,
-    SegmentSum,
+    Anchor, Attention, Contraction, ExpertChoice, InvertIndex, KeySegment, Map, Part, ReductionOp,
+    RowReduction, SegmentSum,
 };
 use crate::plan::{Launch, Plan};
 use crate::scalar::{Access, ScalarFunction, Size, Step};
@@ -420,9 +420,22 @@ impl Run<'_> {
     fn contraction(&mut self, contraction: &Contraction) -> Result<(), ReferenceError> {
         let batch = self.sizes_of(&contraction.batch);
         let rows = self.sizes_of(&contraction.rows);
-        let (columns, depth) = (self.size(contraction.columns), self.size(contraction.depth));
-        let segments = i64::from(contraction.segments);
-        points(&join(&[&batch, &rows, &[columns]]), |point| {
+        let depth = self.size(contraction.depth);
+        for part in &contraction.parts {
+            self.part(contraction, part, (&batch, &rows), depth)?;
+        }
+        Ok(())
+    }
+
+    fn part(
+        &mut self,
+        contraction: &Contraction,
+        part: &Part,
+        (batch, rows): (&[i64], &[i64]),
+        depth: i64,
+    ) -> Result<(), ReferenceError> {
+        let (columns, segments) = (self.size(part.columns), i64::from(part.segments));
+        points(&join(&[batch, rows, &[columns]]), |point| {
             let (outer, column) = point.split_at(point.len() - 1);
             let mut results = Vec::new();
             for segment in 0..segments {
@@ -430,11 +443,11 @@ impl Run<'_> {
                 for k in 0..depth {
                     let a = self.result(&contraction.a, &join(&[outer, &[k]]))?;
                     let b_point = join(&[&outer[..batch.len()], &[k, segment * columns + column[0]]]);
-                    total += a * self.result(&contraction.b, &b_point)?;
+                    total += a * self.result(&part.b, &b_point)?;
                 }
                 results.push(round(total, DType::F32));
             }
-            self.steps(&contraction.epilogue, point, &results).map(drop)
+            self.steps(&part.epilogue, point, &results).map(drop)
         })
     }
 

@@ -160,6 +160,40 @@ impl ScalarFunction {
         dtypes
     }
 
+    /// The same function with every operand and size replaced, in the order in which they appear.
+    pub fn renumbered(
+        &self,
+        operand: &mut impl FnMut(u32) -> u32,
+        size: &mut impl FnMut(Size) -> Size,
+    ) -> ScalarFunction {
+        let mut direct = |access: &Access, size: &mut dyn FnMut(Size) -> Size| Access {
+            operand: operand(access.operand),
+            offset: size(access.offset),
+            strides: access.strides.iter().map(|stride| size(*stride)).collect(),
+            indirect: None,
+        };
+        let mut access = |access: &Access, size: &mut dyn FnMut(Size) -> Size| {
+            let mut renumbered = direct(access, size);
+            if let Some(indirect) = &access.indirect {
+                let (index, stride) = (direct(&indirect.index, size), size(indirect.stride));
+                renumbered.indirect = Some(Box::new(Indirect { index, stride }));
+            }
+            renumbered
+        };
+        let steps = self.steps.iter().map(|step| match step {
+            Step::Load(load) => Step::Load(access(load, size)),
+            Step::Store { access: store, value } => {
+                Step::Store { access: access(store, size), value: *value }
+            }
+            Step::Affine { offset, strides } => Step::Affine {
+                offset: size(*offset),
+                strides: strides.iter().map(|stride| size(*stride)).collect(),
+            },
+            Step::Constant { .. } | Step::Accumulator(_) | Step::Apply { .. } => step.clone(),
+        });
+        ScalarFunction { steps: steps.collect(), result: self.result }
+    }
+
     /// Every access of the function, loads and stores, the index loads of indirect ones included.
     pub fn accesses(&self) -> impl Iterator<Item = &Access> {
         self.steps.iter().flat_map(|step| {

@@ -7,9 +7,9 @@
 //! - an access has as many strides as its function has axes; an index is an `i32` operand, loaded directly;
 //! - steps use earlier steps; every operation is defined for the dtypes of its operands; a stored value has its operand's dtype;
 //! - functions that compute an operand have a result of the dtype that the slot wants and store nothing; the others only store;
-//! - accumulators exist where they are used: one per segment of a contraction, one for attention and segment sums, two for expert
-//!   choice, the results of earlier phases for row reductions;
-//! - reduced values are `f32`; factors are floats; heads are a multiple of key heads;
+//! - accumulators exist where they are used: one per segment of a contraction's part, one for attention and segment sums, two for
+//!   expert choice, the results of earlier phases for row reductions;
+//! - reduced values are `f32`; contractions have a part and factors are floats; heads are a multiple of key heads;
 //! - an operand is loaded only if its mode reads, stored only if it writes.
 //!
 //! Invariants of the plan:
@@ -51,7 +51,7 @@ const MAX_ERRORS: usize = 50;
 const MAX_ITEMS: usize = 1 << 17;
 /// The most steps of a scalar function.
 const MAX_STEPS: usize = 1 << 16;
-/// The most phases of a row reduction, and key segments of an attention.
+/// The most phases of a row reduction, key segments of an attention, and parts of a contraction.
 const MAX_PARTS: usize = 1 << 12;
 /// The most axes of an iteration space.
 const MAX_AXES: usize = 64;
@@ -141,11 +141,15 @@ impl Verifier<'_> {
             let parts = match &kernel.anchor {
                 Anchor::RowReduction(reduction) => reduction.phases.len(),
                 Anchor::Attention(attention) => attention.segments.len(),
+                Anchor::Matmul(contraction) | Anchor::GroupedMatmul(contraction) => contraction.parts.len(),
                 _ => 0,
             };
             let functions = if parts > MAX_PARTS { Vec::new() } else { kernel.anchor.functions() };
             if parts > MAX_PARTS {
-                self.report(&place, format!("has {parts} phases or segments; there may be {MAX_PARTS}"));
+                self.report(
+                    &place,
+                    format!("has {parts} phases, segments or parts; there may be {MAX_PARTS}"),
+                );
             }
             for (name, axes, function) in functions {
                 if axes > MAX_AXES || function.steps.len() > MAX_STEPS {
@@ -426,8 +430,11 @@ impl KernelCheck<'_, '_, '_> {
                 }
             }
             Anchor::Matmul(contraction) | Anchor::GroupedMatmul(contraction) => {
-                if contraction.segments == 0 || !contraction.dtype.is_float() {
-                    self.report("a product needs a segment and factors of a float type".to_owned());
+                let empty = contraction.parts.iter().any(|part| part.segments == 0);
+                if contraction.parts.is_empty() || empty || !contraction.dtype.is_float() {
+                    self.report(
+                        "a product needs a part, a segment in each, and factors of a float type".to_owned(),
+                    );
                 }
             }
             Anchor::Attention(attention) => {
@@ -584,8 +591,8 @@ fn wants(anchor: &Anchor, name: &str) -> (Slot, usize) {
             }
             None => (Slot::Stores, reduction.phases.iter().map(|phase| phase.reductions.len()).sum()),
         },
-        Anchor::Matmul(contraction) | Anchor::GroupedMatmul(contraction) => match name {
-            "epilogue" => (Slot::Stores, contraction.segments as usize),
+        Anchor::Matmul(contraction) | Anchor::GroupedMatmul(contraction) => match contraction.part_of(name) {
+            Some((part, false)) => (Slot::Stores, part.segments as usize),
             _ => (Slot::Result(contraction.dtype), 0),
         },
         Anchor::Attention(attention) => match name {

@@ -1,4 +1,5 @@
-//! The whole compiler with the CPU backend against the evaluator: op by op, on irregular numbers, on random graphs, and on the model.
+//! The whole compiler with the CPU backend against the evaluator: op by op, on irregular numbers, on merged products, on random graphs, and
+//! on the model.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -6,5 +7,6 @@ mod builder;
 mod irregular;
 mod model;
 mod ops;
+mod parts;
 mod random;
 mod support;

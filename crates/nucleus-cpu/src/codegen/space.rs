@@ -4,7 +4,7 @@ use nucleus_ir::DType;
 use nucleus_plan::{Access, Operand, OperandMode, ScalarFunction, Size, Step};
 
 /// The extent of an axis: a product of sizes, 1 if empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Extent(pub Vec<Size>);
 
 impl Extent {

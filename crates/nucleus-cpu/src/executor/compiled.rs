@@ -6,6 +6,7 @@ use nucleus_plan::{
     Step, StepId,
 };
 
+use super::shared::{SharedFunction, SharedFunctions};
 use super::slots::{all_columns, slots};
 use crate::codegen::{
     Accumulators, CodegenError, Destination, Extent, FunctionId, Jit, LoopSpec, Space, append_unit_axis,
@@ -20,7 +21,7 @@ pub(crate) enum CompiledKernel {
     Map { space: Space, function: FunctionId },
     /// The reduction over all columns of a range of rows.
     RowReduction { function: FunctionId },
-    /// Product and epilogue.
+    /// Products of one left factor.
     Contraction(CompiledContraction),
     /// Attention and its epilogue.
     Attention(CompiledAttention),
@@ -48,16 +49,21 @@ pub(crate) struct CompiledContraction {
     pub(crate) a: Option<(Access, Element)>,
     /// The left factor computed: always available.
     pub(crate) a_fill: FunctionId,
-    pub(crate) b: Source,
-    pub(crate) epilogue: FunctionId,
+    pub(crate) parts: Vec<CompiledPart>,
 }
 
-impl CompiledContraction {
-    /// The type of the right factor's elements before they are packed.
-    pub(crate) fn b_element(&self) -> Element {
+#[derive(Clone, Debug)]
+pub(crate) struct CompiledPart {
+    pub(crate) b: Source,
+    pub(crate) epilogue: SharedFunction,
+}
+
+impl CompiledPart {
+    /// The type of the right factor's elements before they are packed for products of `operand`.
+    pub(crate) fn b_element(&self, operand: GemmOperand) -> Element {
         match &self.b {
             Source::Load { element, .. } => *element,
-            Source::Fill(_) => self.operand.element(),
+            Source::Fill(_) => operand.element(),
         }
     }
 }
@@ -212,12 +218,18 @@ fn check_anchor(kernel: &Kernel) -> Result<(), String> {
             Ok(())
         }
         Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => {
-            if c.segments == 0 || !c.dtype.is_float() {
-                return Err("no segments, or factors that are no floats".to_owned());
+            if c.parts.is_empty() || !c.dtype.is_float() {
+                return Err("no parts, or factors that are no floats".to_owned());
             }
-            accumulators(&c.epilogue, c.segments)?;
             result("a", &c.a, c.dtype)?;
-            result("b", &c.b, c.dtype)
+            for (number, part) in c.parts.iter().enumerate() {
+                if part.segments == 0 {
+                    return Err(format!("part {number} has no segments"));
+                }
+                accumulators(&part.epilogue, part.segments)?;
+                result(&format!("b{number}"), &part.b, c.dtype)?;
+            }
+            Ok(())
         }
         Anchor::Attention(attention) => {
             let grouped = attention.key_heads > 0 && attention.heads.is_multiple_of(attention.key_heads);
@@ -328,20 +340,33 @@ impl Compiler<'_> {
         let with = |last: Extent| rows.iter().cloned().chain([last]).collect::<Vec<_>>();
         let a = as_load(&c.a, &self.kernel.operands, operand);
         let a_fill = self.fill("a", &with(c.depth.into()), &c.a, dtype)?;
-        let b = match as_load(&c.b, &self.kernel.operands, operand)
-            .filter(|(access, _)| access.indirect.is_none())
-        {
-            Some((access, element)) => Source::Load { access, element },
-            None => {
-                let axes: Vec<Extent> =
-                    extents(&c.batch).into_iter().chain([c.depth.into(), all_columns(c)]).collect();
-                Source::Fill(self.fill("b", &axes, &c.b, dtype)?)
-            }
-        };
-        let columns = with(c.columns.into());
-        let epilogue =
-            self.block("epilogue", &columns, &c.epilogue, Accumulators::Block, Destination::None)?;
-        Ok(CompiledContraction { operand, a, a_fill, b, epilogue })
+        let mut shared = SharedFunctions::default();
+        let mut parts = Vec::with_capacity(c.parts.len());
+        for part in &c.parts {
+            let load = as_load(&part.b, &self.kernel.operands, operand);
+            let b = match load.filter(|(access, _)| access.indirect.is_none()) {
+                Some((access, element)) => Source::Load { access, element },
+                None => {
+                    let axes: Vec<Extent> =
+                        extents(&c.batch).into_iter().chain([c.depth.into(), all_columns(part)]).collect();
+                    Source::Fill(self.fill("b", &axes, &part.b, dtype)?)
+                }
+            };
+            let columns = with(part.columns.into());
+            let epilogue = shared.get(&self.kernel.operands, &columns, &part.epilogue, |canonical| {
+                let (space, function) = collapse(&canonical.axes, &canonical.function, true);
+                self.jit.compile_loop(&LoopSpec {
+                    name: "epilogue",
+                    operands: &canonical.operands,
+                    space: &space,
+                    function: &function,
+                    accumulators: Accumulators::Block,
+                    destination: Destination::None,
+                })
+            })?;
+            parts.push(CompiledPart { b, epilogue });
+        }
+        Ok(CompiledContraction { operand, a, a_fill, parts })
     }
 
     /// An operand of attention: a view of a buffer where heads are contiguous, else computed.

@@ -1,14 +1,15 @@
-//! Matrix products: the left factor's rows, the packed right factor, and the epilogue on finished tiles.
+//! Matrix products: the rows of the left factor, and for every part the packed right factor and the epilogue on finished tiles.
 
 use nucleus_plan::{Access, Contraction};
 
 use super::compiled::{CompiledContraction, Source};
 use super::launch::{LaunchContext, product};
 use super::pack::{RightFactor, pack_loaded};
+use super::shared::BoundFunction;
 use crate::codegen::Region;
 use crate::kernels::{
-    Blocking, Element, Epilogue, Gemm, Matrix, Packing, Part, Product, RowBlock, RowSource, Tile, gemm,
-    pack_b, packed_bytes,
+    Blocking, Element, Epilogue, Gemm, Matrix, Operand, Packing, Part, Product, RowBlock, RowSource, Tile,
+    gemm, pack_b, packed_bytes,
 };
 
 /// Rows that the micro-kernel can read by itself: for each product, where they begin and how they go on.
@@ -18,78 +19,51 @@ struct LeftRows<'a> {
     rows: i64,
 }
 
+/// One part of a contraction in a launch.
+struct PartRun<'a> {
+    /// Columns of one segment.
+    columns: usize,
+    segments: usize,
+    packing: Packing,
+    right: RightFactor,
+    /// What the right factor is packed from, if it was not packed beforehand.
+    source: Option<&'a Source>,
+    epilogue: BoundFunction,
+}
+
 impl LaunchContext<'_> {
-    /// Runs a contraction. `packed` is the right factor if it was packed beforehand.
+    /// Runs a contraction. `packed` has, part by part, the right factors that were packed beforehand.
     ///
     /// # Safety
-    /// As for `execute`; `packed` has the right factor's layout.
+    /// As for `execute`; packed factors have the layout of their part's right factor.
     pub(crate) unsafe fn contraction(
         &self,
         c: &Contraction,
         compiled: &CompiledContraction,
-        packed: Option<&RightFactor>,
+        packed: &[Option<&RightFactor>],
     ) {
         let (batch, rows) = (self.values(&c.batch), self.values(&c.rows));
-        let (items, rows_total) = (product(&batch), product(&rows));
-        let (columns, depth) = (self.size(c.columns), self.size(c.depth));
-        if items == 0 || rows_total == 0 || columns == 0 {
+        let (items, rows_total, depth) = (product(&batch), product(&rows), self.size(c.depth));
+        if items == 0 || rows_total == 0 {
             return;
         }
-        let operand = compiled.operand;
-        let (k, n, segments) = (depth as usize, columns as usize, c.segments as usize);
-        let packing = Packing::of(operand, compiled.b_element());
-        let item_bytes = packed_bytes(self.isa, packing, k, n) * segments;
-
-        // The right factor: packed beforehand, or now into memory on loan.
-        let lease;
-        let local;
-        let right = match (packed, &compiled.b) {
-            (Some(packed), _) => packed,
-            (None, Source::Load { access, element }) => {
-                let bound = self.bind(access);
-                let factor = RightFactor::layout(&bound.strides[..batch.len()], &batch, item_bytes);
-                lease = self.threads.lease(factor.bytes());
-                let data = self.operands[bound.operand];
-                // SAFETY: the access stays inside its operand; the loan is this launch's.
-                unsafe {
-                    let sizes = (k, n, segments);
-                    pack_loaded(self, (operand, *element), &bound, &batch, data, sizes, lease.as_ptr());
-                }
-                local = factor.with_data(lease.as_ptr());
-                &local
-            }
-            (None, Source::Fill(fill)) => {
-                let strides = vec![1; batch.len()];
-                let factor = RightFactor::layout(&strides, &batch, item_bytes);
-                lease = self.threads.lease(factor.bytes());
-                let element = operand.element();
-                let width = columns.saturating_mul(segments as i64);
-                let plain = self.threads.lease(k * n * segments * element.size());
-                for item in 0..items {
-                    let base = Block { data: plain.as_ptr() };
-                    self.for_rows(depth, width, |begin, end| {
-                        let region = Region {
-                            outer_begin: item * depth + begin,
-                            outer_end: item * depth + end,
-                            inner_begin: 0,
-                            inner_end: width,
-                            block: base.at(begin * width * element.size() as i64),
-                            row_stride: width,
-                            segment_stride: 0,
-                        };
-                        // SAFETY: rows of the loan belong to one job each.
-                        unsafe { self.call(*fill, &region) }
-                    });
-                    let source =
-                        Matrix { data: plain.as_ptr(), element, row_stride: n * segments, col_stride: 1 };
-                    let to = lease.as_ptr().wrapping_add(item as usize * item_bytes);
-                    // SAFETY: the plain factor is complete; the place of this item is nobody else's.
-                    unsafe { pack_b(self.threads, self.isa, packing, source, k, n, segments, to) };
-                }
-                local = factor.with_data(lease.as_ptr());
-                &local
-            }
-        };
+        let (operand, k) = (compiled.operand, depth as usize);
+        let mut parts = self.parts(c, compiled, packed, &batch);
+        // Right factors that were not packed beforehand lie side by side in memory on loan.
+        let room = |part: &PartRun| part.right.bytes().saturating_add(63) & !63;
+        let unpacked = || parts.iter().filter(|part| part.source.is_some());
+        let bytes = unpacked().fold(0usize, |bytes, part| bytes.saturating_add(room(part)));
+        let lease = unpacked().next().is_some().then(|| self.threads.lease(bytes));
+        let mut place = lease.as_ref().map_or(std::ptr::null_mut(), |lease| lease.as_ptr());
+        for part in &mut parts {
+            let Some(source) = part.source else { continue };
+            let sizes = (k, part.columns, part.segments);
+            // SAFETY: the loan is this launch's and has room for every part.
+            unsafe { self.pack_right(source, operand, &batch, sizes, place) };
+            let room = room(part);
+            part.right = part.right.clone().with_data(place);
+            place = place.wrapping_add(room);
+        }
 
         // The left factor: in memory where its rows can be found by a stride or an index, else computed.
         let fill = |block: &RowBlock| {
@@ -117,8 +91,11 @@ impl LaunchContext<'_> {
         let per_item = left.sources.len() / items as usize;
         let products: Vec<Product> =
             left.sources.iter().map(|&a| Product { rows: left.rows as usize, a }).collect();
-        let b: Vec<*const u8> = (0..products.len()).map(|product| right.item(product / per_item)).collect();
-        let finish = |tile: &Tile| {
+        let b: Vec<Vec<*const u8>> = parts
+            .iter()
+            .map(|part| (0..products.len()).map(|product| part.right.item(product / per_item)).collect())
+            .collect();
+        let finish = &|part: &PartRun, tile: &Tile| {
             let first = tile.product as i64 * left.rows + tile.row as i64;
             let region = Region {
                 outer_begin: first,
@@ -130,19 +107,107 @@ impl LaunchContext<'_> {
                 segment_stride: tile.segment_stride as i64,
             };
             // SAFETY: the micro-kernel hands every element over in one tile.
-            unsafe { self.call(compiled.epilogue, &region) }
+            unsafe { self.call_bound(&part.epilogue, &region) }
         };
-        let parts = [Part { n, segments, packing, b: &b, epilogue: Epilogue::Call(&finish) }];
-        let problem = Gemm {
-            isa: self.isa,
-            operand,
-            k,
-            blocking: Blocking::default(),
-            products: &products,
-            parts: &parts,
-        };
+        let finish: Vec<_> = parts.iter().map(|part| move |tile: &Tile| finish(part, tile)).collect();
+        let parts: Vec<Part> = parts
+            .iter()
+            .zip(&b)
+            .zip(&finish)
+            .map(|((part, b), finish)| Part {
+                n: part.columns,
+                segments: part.segments,
+                packing: part.packing,
+                b,
+                epilogue: Epilogue::Call(finish),
+            })
+            .collect();
+        let blocking = Blocking::default();
+        let problem = Gemm { isa: self.isa, operand, k, blocking, products: &products, parts: &parts };
         // SAFETY: rows and indices were checked against their buffers; packed factors have the layout of this machine.
         unsafe { gemm(self.threads, &problem) };
+    }
+
+    /// The parts that have columns, with the layout of their right factors.
+    fn parts<'a>(
+        &self,
+        c: &Contraction,
+        compiled: &'a CompiledContraction,
+        packed: &[Option<&RightFactor>],
+        batch: &[i64],
+    ) -> Vec<PartRun<'a>> {
+        let k = self.size(c.depth) as usize;
+        let mut parts = Vec::with_capacity(c.parts.len());
+        for (number, (part, compiled_part)) in c.parts.iter().zip(&compiled.parts).enumerate() {
+            let (columns, segments) = (self.size(part.columns) as usize, part.segments as usize);
+            if columns == 0 {
+                continue;
+            }
+            let packed = packed.get(number).copied().flatten();
+            let packing = Packing::of(compiled.operand, compiled_part.b_element(compiled.operand));
+            let right = packed.cloned().unwrap_or_else(|| {
+                let strides = match &compiled_part.b {
+                    Source::Load { access, .. } => self.bind(access).strides,
+                    Source::Fill(_) => vec![1; batch.len()],
+                };
+                let item_bytes = packed_bytes(self.isa, packing, k, columns) * segments;
+                RightFactor::layout(&strides[..batch.len()], batch, item_bytes)
+            });
+            let source = packed.is_none().then_some(&compiled_part.b);
+            let epilogue = self.bind_function(&compiled_part.epilogue);
+            parts.push(PartRun { columns, segments, packing, right, source, epilogue });
+        }
+        parts
+    }
+
+    /// Packs a right factor of `sizes` k, columns of a segment and segments.
+    ///
+    /// # Safety
+    /// As for `execute`; the destination has room for all items of the factor's layout and is this launch's.
+    unsafe fn pack_right(
+        &self,
+        source: &Source,
+        operand: Operand,
+        batch: &[i64],
+        sizes: (usize, usize, usize),
+        destination: *mut u8,
+    ) {
+        let fill = match source {
+            Source::Load { access, element } => {
+                let bound = self.bind(access);
+                let data = self.operands[bound.operand];
+                // SAFETY: the access stays inside its operand; the destination is the caller's promise.
+                unsafe { pack_loaded(self, (operand, *element), &bound, batch, data, sizes, destination) };
+                return;
+            }
+            Source::Fill(fill) => *fill,
+        };
+        let (k, n, segments) = sizes;
+        let (depth, width) = (k as i64, (n as i64).saturating_mul(segments as i64));
+        let packing = Packing::of(operand, operand.element());
+        let item_bytes = packed_bytes(self.isa, packing, k, n) * segments;
+        let element = operand.element();
+        let plain = self.threads.lease(k * n * segments * element.size());
+        for item in 0..product(batch) {
+            let base = Block { data: plain.as_ptr() };
+            self.for_rows(depth, width, |begin, end| {
+                let region = Region {
+                    outer_begin: item * depth + begin,
+                    outer_end: item * depth + end,
+                    inner_begin: 0,
+                    inner_end: width,
+                    block: base.at(begin * width * element.size() as i64),
+                    row_stride: width,
+                    segment_stride: 0,
+                };
+                // SAFETY: rows of the loan belong to one job each.
+                unsafe { self.call(fill, &region) }
+            });
+            let source = Matrix { data: plain.as_ptr(), element, row_stride: n * segments, col_stride: 1 };
+            let to = destination.wrapping_add(item as usize * item_bytes);
+            // SAFETY: the plain factor is complete; the place of this item is nobody else's.
+            unsafe { pack_b(self.threads, self.isa, packing, source, k, n, segments, to) };
+        }
     }
 
     /// Cuts the rows of the left factor into runs with one stride or one piece of an index; `None` if that gives too many, or k is not

@@ -59,13 +59,27 @@ impl LaunchContext<'_> {
     /// The function was compiled for this kernel, the region lies within its space, the block fits the region, and nothing else
     /// touches what the region's points store.
     pub(crate) unsafe fn call(&self, function: FunctionId, region: &Region) {
+        // SAFETY: passed on.
+        unsafe { self.call_with(function, (self.operands, self.sizes), region) }
+    }
+
+    /// The same with the operands and sizes that the function was compiled for.
+    ///
+    /// # Safety
+    /// As for [`LaunchContext::call`]; the operands are some of the launch's.
+    pub(crate) unsafe fn call_with(
+        &self,
+        function: FunctionId,
+        (operands, sizes): (&[*mut u8], &[i64]),
+        region: &Region,
+    ) {
         if region.outer_begin >= region.outer_end || region.inner_begin >= region.inner_end {
             return;
         }
         let function = self.code.function(function);
         // SAFETY: the operands were checked against the plan's accesses when sizes were bound and before the launch; the rest is
         // the caller's promise.
-        unsafe { function(self.operands.as_ptr(), self.sizes.as_ptr(), region) }
+        unsafe { function(operands.as_ptr(), sizes.as_ptr(), region) }
     }
 
     /// Calls `body(begin, end)` from the workers for consecutive parts of `0..rows`, each of which has about `JOB_POINTS` points.

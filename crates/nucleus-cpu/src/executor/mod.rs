@@ -11,6 +11,7 @@ mod loops;
 pub(crate) mod pack;
 mod routing;
 mod run;
+mod shared;
 pub(crate) mod slots;
 mod table;
 

@@ -174,7 +174,7 @@ impl CpuProgram {
                     Ok(())
                 }
                 (CompiledKernel::Contraction(compiled), Anchor::Matmul(c) | Anchor::GroupedMatmul(c)) => {
-                    context.contraction(c, compiled, self.packed_factor(number));
+                    context.contraction(c, compiled, &self.packed_factors(number));
                     Ok(())
                 }
                 (CompiledKernel::Attention(compiled), Anchor::Attention(attention)) => {

@@ -1,6 +1,6 @@
 //! The scalar functions of an anchor with the extents of their iteration spaces.
 
-use nucleus_plan::{Anchor, Contraction, ScalarFunction, Size};
+use nucleus_plan::{Anchor, Part, ScalarFunction, Size};
 
 use crate::codegen::Extent;
 
@@ -16,9 +16,9 @@ fn slot<'a>(name: impl Into<String>, extents: &[&[Size]], function: &'a ScalarFu
     Slot { name: name.into(), extents, function }
 }
 
-/// The columns of all segments of a contraction.
-pub(crate) fn all_columns(contraction: &Contraction) -> Extent {
-    Extent(vec![contraction.columns, Size::Const(i64::from(contraction.segments))])
+/// The columns of all segments of a contraction's part.
+pub(crate) fn all_columns(part: &Part) -> Extent {
+    Extent(vec![part.columns, Size::Const(i64::from(part.segments))])
 }
 
 /// Every slot of an anchor.
@@ -36,13 +36,15 @@ pub(crate) fn slots(anchor: &Anchor) -> Vec<Slot<'_>> {
             list
         }
         Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => {
-            let mut b = slot("b", &[&c.batch, &[c.depth]], &c.b);
-            b.extents.push(all_columns(c));
-            vec![
-                slot("a", &[&c.batch, &c.rows, &[c.depth]], &c.a),
-                b,
-                slot("epilogue", &[&c.batch, &c.rows, &[c.columns]], &c.epilogue),
-            ]
+            let mut list = vec![slot("a", &[&c.batch, &c.rows, &[c.depth]], &c.a)];
+            for (i, part) in c.parts.iter().enumerate() {
+                let mut b = slot(format!("b{i}"), &[&c.batch, &[c.depth]], &part.b);
+                b.extents.push(all_columns(part));
+                list.push(b);
+                let columns = [part.columns];
+                list.push(slot(format!("epilogue{i}"), &[&c.batch, &c.rows, &columns], &part.epilogue));
+            }
+            list
         }
         Anchor::Attention(attention) => {
             let head_size = Size::Const(i64::from(attention.head_size));

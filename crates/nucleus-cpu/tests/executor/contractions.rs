@@ -1,6 +1,9 @@
 //! Matrix products: factors from loads, gathers and functions, segments, batches, packed weights.
 
-use crate::harness::{Case, DEFAULT, check};
+use nucleus_cpu::{CpuProgram, Options};
+use nucleus_plan::{Anchor, Contraction, KernelId, Launch, Plan, Step};
+
+use crate::harness::{Case, DEFAULT, bindings, check, expected, plan, run};
 
 /// `y = silu(x W₀ᵀ) · (x W₁ᵀ) + r`, the weight stored (out, in), with a copy in bf16.
 fn gated(dtype: &str, a: &str) -> String {
@@ -214,4 +217,207 @@ fn values_of_stage_model_are_packed_like_weights() {
     launch k1(b2, b1, b3) sizes N per step;
 ";
     check(&Case { text, dims: &[("N", 5)], tolerance: 1e-5, ..DEFAULT });
+}
+
+/// Three products of x: gated halves with a residual and a second store, keys that are stored transposed in bf16, and a product with
+/// an activation as its right factor. Their operands and sizes differ, and so do their epilogues.
+fn parts(dtype: &str, a: &str) -> String {
+    format!(
+        "
+    dim B, S, M;
+    input x: {dtype}[B, S, 37] per step;
+    input r: f32[B, S, 21] per step;
+    input t: {dtype}[37, M] per step;
+    output y: f32[B, S, 21];
+    output z: f32[B, S, 21];
+    output k: bf16[B, 70, S];
+    output m: f32[B, S, M];
+    weight \"w\": {dtype}[42, 37];
+    weight \"v\": {dtype}[37, 70];
+    buffer b0: {dtype}[B, S, 37] input 0;
+    buffer b1: f32[B, S, 21] input 1;
+    buffer b2: {dtype}[37, M] input 2;
+    buffer b3: f32[B, S, 21] output 0;
+    buffer b4: f32[B, S, 21] output 1;
+    buffer b5: bf16[B, 70, S] output 2;
+    buffer b6: f32[B, S, M] output 3;
+    buffer b7: {dtype}[42, 37] weight \"w\";
+    buffer b8: {dtype}[37, 70] weight \"v\";
+    kernel k0(read {dtype}, read {dtype}, read f32, write f32, write f32, read {dtype}, write bf16, read {dtype}, write f32) sizes 7 matmul {dtype} {{
+        batch;
+        rows s0, s1;
+        depth 37;
+        a {{
+            {a}
+        }}
+        part columns 21; segments 2;
+        b {{
+            v0 = load o1[i0 + 37*i1];
+            return v0;
+        }}
+        epilogue {{
+            v0 = accumulator 0;
+            v1 = sigmoid(v0);
+            v2 = mul(v0, v1);
+            v3 = accumulator 1;
+            v4 = mul(v2, v3);
+            v5 = load o2[s3*i0 + 21*i1 + i2];
+            v6 = add(v4, v5);
+            store o3[s3*i0 + 21*i1 + i2] = v6;
+            store o4[s3*i0 + 21*i1 + i2] = v0;
+        }}
+        part columns 70; segments 1;
+        b {{
+            v0 = load o5[70*i0 + i1];
+            return v0;
+        }}
+        epilogue {{
+            v0 = accumulator 0;
+            v1 = cast(v0, bf16);
+            store o6[s4*i0 + i1 + s1*i2] = v1;
+        }}
+        part columns s5; segments 1;
+        b {{
+            v0 = load o7[s5*i0 + i1];
+            v1 = add(v0, v0);
+            return v1;
+        }}
+        epilogue {{
+            v0 = accumulator 0;
+            store o8[s6*i0 + s5*i1 + i2] = v0;
+        }}
+    }}
+    launch k0(b0, b7, b1, b3, b4, b8, b5, b2, b6) sizes B, S, 37*S, 21*S, 70*S, M, S*M per step;
+"
+    )
+}
+
+#[test]
+fn products_of_one_left_factor() {
+    for dtype in ["f32", "bf16", "f16"] {
+        for (b, s) in SIZES {
+            for m in [1, 40] {
+                let dims = [("B", b), ("S", s), ("M", m)];
+                check(&Case { text: &parts(dtype, PLAIN), dims: &dims, tolerance: 1e-5, ..DEFAULT });
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_one_computed_left_factor() {
+    let a = "v0 = load o0[s2*i0 + 37*i1 + i2]; v1 = tanh(v0); v2 = add(v1, v1); return v2;";
+    for (b, s) in SIZES {
+        let dims = [("B", b), ("S", s), ("M", 5)];
+        check(&Case { text: &parts("f32", a), dims: &dims, tolerance: 1e-5, ..DEFAULT });
+    }
+}
+
+/// Every part alone, as launches of their own, has the bits that it has in company.
+#[test]
+fn company_changes_no_bit() {
+    let dims = bindings(&[("B", 2), ("S", 33), ("M", 40)]);
+    for dtype in ["f32", "bf16"] {
+        let text = parts(dtype, PLAIN);
+        let whole = plan(&text);
+        let case = Case { text: &text, dims: &[], ..DEFAULT };
+        let given = expected(&case, &whole, &dims);
+        let mut apart = whole.clone();
+        let (kernel, launch) = (apart.kernels.remove(0), apart.launches.remove(0));
+        let Anchor::Matmul(contraction) = &kernel.anchor else { panic!("{whole}") };
+        for (number, part) in contraction.parts.iter().enumerate() {
+            let mut kernel = kernel.clone();
+            kernel.anchor = Anchor::Matmul(Contraction { parts: vec![part.clone()], ..contraction.clone() });
+            apart.kernels.push(kernel);
+            apart.launches.push(Launch { kernel: KernelId(number as u32), ..launch.clone() });
+        }
+        let outputs = |plan: Plan| {
+            let options = Options { threads: 2, ..Options::default() };
+            run(&mut CpuProgram::compile(plan, options).unwrap(), &dims, &given, true).unwrap()
+        };
+        assert!(outputs(whole) == outputs(apart), "{dtype}");
+    }
+}
+
+#[test]
+fn experts_may_have_several_products() {
+    let text = experts("bf16");
+    // A second right factor, w transposed in its last axes, whose product is the twelve rows of another output.
+    let text = text
+        .replace("    weight", "    output z: f32[3, B, C, 12];\n    weight")
+        .replace("    kernel k0", "    buffer b4: f32[3, B, C, 12] output 1;\n    kernel k0")
+        .replace("write f32) sizes 6", "write f32, write f32) sizes 8")
+        .replace("        columns 10; segments 2; depth 24;", "        depth 24;")
+        .replace("        b {", "        part columns 10; segments 2;\n        b {")
+        .replace(
+            "    }\n    launch",
+            "        part columns 12; segments 1;
+        b {
+            v0 = load o2[480*i0 + i1 + 24*i2];
+            return v0;
+        }
+        epilogue {
+            v0 = accumulator 0;
+            v1 = exp(v0);
+            store o4[s6*i0 + s7*i1 + 12*i2 + i3] = v1;
+        }
+    }
+    launch",
+        )
+        .replace("(b0, b1, b2, b3)", "(b0, b1, b2, b3, b4)")
+        .replace("10*C per step", "10*C, 12*B*C, 12*C per step");
+    // Small numbers, so that no exponential is far larger than the others.
+    let value = |name: &str, position: usize| match name {
+        "slot" => Some((position * 5 % 7) as f64),
+        _ => Some((position * 7 % 13) as f64 / 16.0 - 0.375),
+    };
+    for (b, c) in [(1, 1), (2, 3), (3, 17)] {
+        let dims = [("B", b), ("S", 7), ("C", c)];
+        check(&Case { text: &text, dims: &dims, value: &value, tolerance: 1e-5 });
+    }
+}
+
+#[test]
+fn batches_with_several_products() {
+    let text = BATCHED
+        .replace("    buffer b0", "    output u: f32[B, H, M, N];\n    buffer b0")
+        .replace("    kernel k0", "    buffer b3: f32[B, H, M, N] output 1;\n    kernel k0")
+        .replace("write f32) sizes 11", "write f32, write f32) sizes 11")
+        .replace("        columns s4; segments 1; depth s3;", "        depth s3;")
+        .replace("        b {", "        part columns s4; segments 1;\n        b {")
+        .replace(
+            "    }\n    launch",
+            "        part columns s4; segments 1;
+        b {
+            v0 = load o1[s7*i0 + s4*i2 + i3];
+            v1 = tanh(v0);
+            return v1;
+        }
+        epilogue {
+            v0 = accumulator 0;
+            store o3[s8*i0 + s9*i1 + i2 + s2*i3] = v0;
+        }
+    }
+    launch",
+        )
+        .replace("(b0, b1, b2)", "(b0, b1, b2, b3)");
+    for [b, h, n, k, m] in [[1, 1, 1, 1, 1], [2, 3, 5, 7, 9], [1, 4, 33, 16, 35]] {
+        let dims = [("B", b), ("H", h), ("N", n), ("K", k), ("M", m)];
+        check(&Case { text: &text, dims: &dims, tolerance: 1e-5, ..DEFAULT });
+    }
+}
+
+#[test]
+fn a_contraction_without_parts_is_refused() {
+    let mut plan = plan(&parts("f32", PLAIN));
+    let Anchor::Matmul(contraction) = &mut plan.kernels[0].anchor else { panic!("{plan}") };
+    let parts = std::mem::take(&mut contraction.parts);
+    let error = |plan: &Plan| CpuProgram::compile(plan.clone(), Options::default()).unwrap_err().to_string();
+    assert!(error(&plan).contains("no parts"), "{}", error(&plan));
+    // A stride too few in the second part.
+    let Anchor::Matmul(contraction) = &mut plan.kernels[0].anchor else { panic!("{plan}") };
+    contraction.parts = parts;
+    let Some(Step::Load(access)) = contraction.parts[1].b.steps.first_mut() else { panic!("a load") };
+    access.strides.pop();
+    assert!(error(&plan).contains("`b1`"), "{}", error(&plan));
 }

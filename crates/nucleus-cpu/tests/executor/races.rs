@@ -82,7 +82,7 @@ fn epilogues_that_meet() {
     assert!(bind(&fine, &[("N", 3)]).is_ok());
     refused(
         &fine.replace("o1[2*i0 + i1]", "o1[i0 + i1]"),
-        "slot `epilogue`: a point stores an element of operand 1",
+        "slot `epilogue0`: a point stores an element of operand 1",
     );
     refused(&fine.replace("k0(b0, b1)", "k0(b1, b1)"), "operands 0 and 1 share memory");
 }

@@ -114,7 +114,7 @@ impl Arguments {
     }
 
     /// Counts the bytes of an access once: the elements that it reaches along the axes on which it depends.
-    fn count(&mut self, access: &Access, extents: &[Dim]) -> Result<(), DimError> {
+    pub(crate) fn count(&mut self, access: &Access, extents: &[Dim]) -> Result<(), DimError> {
         if !self.seen.insert(access.clone()) {
             return Ok(());
         }

@@ -6,8 +6,8 @@ use nucleus_ir::graph::{Node, NodeData, Value};
 use nucleus_ir::{DType, Dim, Op, Rate, ScalarOp, dim::product};
 use nucleus_plan::{
     Anchor, Attention, Contraction, ExpertChoice, InverseMap, InvertIndex, Kernel, KernelId, KeySegment,
-    Launch, Map as MapAnchor, OperandMode, Phase, Plan, Reduction, ReductionOp, RowReduction, ScalarFunction,
-    SegmentSum, Size, Step,
+    Launch, Map as MapAnchor, OperandMode, Part, Phase, Plan, Reduction, ReductionOp, RowReduction,
+    ScalarFunction, SegmentSum, Size, Step,
 };
 
 use super::affine::{Coord, Map};
@@ -293,14 +293,11 @@ impl Lowering<'_> {
         let contraction = Contraction {
             batch: batch_sizes,
             rows: row_sizes,
-            columns,
-            segments: group.space.unrolled as u32,
             depth: depth_size,
             a: a_function,
-            b: b_function,
             dtype: graph.ty(a).dtype,
-            epilogue,
             tile: None,
+            parts: vec![Part { columns, segments: group.space.unrolled as u32, b: b_function, epilogue }],
         };
         let anchor = match data.op {
             Op::GroupedMatmul { .. } => Anchor::GroupedMatmul(contraction),

@@ -36,6 +36,7 @@ use nucleus_plan::{Buffer, BufferId, Place, Plan, PlanInput, PlanOutput};
 use crate::error::PassError;
 use crate::schedule::order_launches;
 pub(crate) use affine::is_nonnegative;
+pub(crate) use emit::Arguments;
 use emit::Stop;
 use group::{Group, Kind};
 use homes::{Home, homes};

@@ -56,3 +56,13 @@ fn wide_concatenations() {
         pieces.join(", ")
     ));
 }
+
+/// Thousands of products of the same rows, which may be merged, and which may not as each takes the one before.
+#[test]
+fn many_products_of_one_left_factor() {
+    compiles(&chain(
+        6_000,
+        "a = a + reduce_max(matmul(x, weight(\"w.{i}\", [8, 8])), axis = -1, keep = true);",
+    ));
+    compiles(&chain(6_000, "a = max(matmul(x, weight(\"w.{i}\", [8, 8])), a);"));
+}

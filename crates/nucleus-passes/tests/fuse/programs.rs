@@ -23,10 +23,10 @@ fn expect(plan: &Plan, expected: &[(&str, usize)]) {
 
 fn segments(plan: &Plan) -> Vec<u32> {
     let of = |launch: &nucleus_plan::Launch| match &plan.kernel(launch.kernel).anchor {
-        Anchor::Matmul(contraction) | Anchor::GroupedMatmul(contraction) => Some(contraction.segments),
-        _ => None,
+        Anchor::Matmul(contraction) | Anchor::GroupedMatmul(contraction) => contraction.parts.clone(),
+        _ => Vec::new(),
     };
-    plan.launches.iter().filter_map(of).collect()
+    plan.launches.iter().flat_map(of).map(|part| part.segments).collect()
 }
 
 #[test]

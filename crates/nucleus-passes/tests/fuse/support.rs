@@ -11,6 +11,7 @@ use nucleus_passes::allocate::allocate;
 use nucleus_passes::elaborate::{Config, Program, elaborate};
 use nucleus_passes::fuse::fuse;
 use nucleus_passes::group::group;
+use nucleus_passes::merge::merge;
 use nucleus_passes::precision::precision;
 use nucleus_passes::route::route;
 use nucleus_passes::schedule::schedule;
@@ -43,7 +44,7 @@ pub(crate) fn lowered(graph: &Graph, dtype: DType) -> Graph {
 
 /// The passes after fusion.
 pub(crate) fn placed(plan: Plan) -> Result<Plan, PassError> {
-    allocate(schedule(group(plan)?)?)
+    allocate(schedule(group(merge(plan)?)?)?)
 }
 
 /// One line per launch: kernel, anchor, what is read and written, scope.

@@ -158,14 +158,28 @@ fn body(f: &mut Formatter<'_>, anchor: &Anchor) -> fmt::Result {
         Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => {
             sizes(f, "batch", &c.batch)?;
             sizes(f, "rows", &c.rows)?;
-            write!(f, "        columns {}; segments {}; depth {};", c.columns, c.segments, c.depth)?;
+            let single = match c.parts.as_slice() {
+                [part] => Some(part),
+                _ => None,
+            };
+            f.write_str("        ")?;
+            if let Some(part) = single {
+                write!(f, "columns {}; segments {}; ", part.columns, part.segments)?;
+            }
+            write!(f, "depth {};", c.depth)?;
             if let Some(tile) = c.tile {
                 write!(f, " tile {}, {}, {};", tile.rows, tile.columns, tile.depth)?;
             }
             f.write_str("\n")?;
             function(f, "a", &c.a)?;
-            function(f, "b", &c.b)?;
-            function(f, "epilogue", &c.epilogue)
+            for part in &c.parts {
+                if single.is_none() {
+                    writeln!(f, "        part columns {}; segments {};", part.columns, part.segments)?;
+                }
+                function(f, "b", &part.b)?;
+                function(f, "epilogue", &part.epilogue)?;
+            }
+            Ok(())
         }
         Anchor::Attention(a) => {
             writeln!(

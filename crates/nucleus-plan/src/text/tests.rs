@@ -68,14 +68,28 @@ fn sample() -> Plan {
         Anchor::GroupedMatmul(Contraction {
             batch: vec![Size::Const(8)],
             rows: vec![Size::Arg(0), Size::Arg(1)],
-            columns: Size::Const(128),
-            segments: 2,
             depth: Size::Const(64),
             a: gather,
-            b: load(2, 3),
             dtype: DType::Bf16,
-            epilogue: store(3, 4),
             tile: Some(Tile { rows: 96, columns: 128, depth: 64 }),
+            parts: vec![Part {
+                columns: Size::Const(128),
+                segments: 2,
+                b: load(2, 3),
+                epilogue: store(3, 4),
+            }],
+        }),
+        Anchor::Matmul(Contraction {
+            batch: Vec::new(),
+            rows: vec![Size::Arg(0)],
+            depth: Size::Const(65),
+            a: load(0, 2),
+            dtype: DType::F32,
+            tile: None,
+            parts: vec![
+                Part { columns: Size::Const(8), segments: 1, b: load(1, 2), epilogue: store(2, 2) },
+                Part { columns: Size::Arg(1), segments: 3, b: load(3, 2), epilogue: store(4, 2) },
+            ],
         }),
         Anchor::Attention(Attention {
             batch: Size::Arg(0),

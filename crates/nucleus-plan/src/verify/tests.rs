@@ -229,3 +229,96 @@ fn arena_places() {
     };
     broken(overlapping, "while both are in use");
 }
+
+/// Two products of x, one of them in two segments, with a residual in the epilogue of the other.
+const PARTS: &str = "plan test {
+    dim N;
+    input x: f32[N, 8] per step;
+    output y: f32[N, 3];
+    output z: f32[N, 2];
+    weight \"a\": f32[8, 3];
+    weight \"b\": f32[8, 4];
+    buffer b0: f32[N, 8] input 0;
+    buffer b1: f32[8, 3] weight \"a\";
+    buffer b2: f32[8, 4] weight \"b\";
+    buffer b3: f32[N, 3] output 0;
+    buffer b4: f32[N, 2] output 1;
+    kernel k0(read f32, read f32, read f32, write f32, write f32) sizes 1 matmul f32 {
+        batch;
+        rows s0;
+        depth 8;
+        a { v0 = load o0[8*i0 + i1]; return v0; }
+        part columns 3; segments 1;
+        b { v0 = load o1[3*i0 + i1]; return v0; }
+        epilogue { v0 = accumulator 0; v1 = load o0[8*i0 + i1]; v2 = add(v0, v1); store o3[3*i0 + i1] = v2; }
+        part columns 2; segments 2;
+        b { v0 = load o2[4*i0 + i1]; return v0; }
+        epilogue { v0 = accumulator 0; v1 = accumulator 1; v2 = mul(v0, v1); store o4[2*i0 + i1] = v2; }
+    }
+    launch k0(b0, b1, b2, b3, b4) sizes N per step flops 0 bytes 0;
+}
+";
+
+#[track_caller]
+fn broken_parts(from: &str, to: &str, expected: &str) {
+    let text = PARTS.replace(from, to);
+    assert_ne!(text, PARTS);
+    let errors = verify_plan(&crate::text::parse_plan(&text).unwrap()).unwrap_err();
+    let shown: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    assert!(shown.iter().any(|error| error.contains(expected)), "{shown:?}");
+}
+
+#[test]
+fn parts_of_a_contraction() {
+    let plan = crate::text::parse_plan(PARTS).unwrap();
+    assert_eq!(verify_plan(&plan), Ok(()));
+    // Numbers of the second part's own.
+    broken_parts("segments 2", "segments 1", "epilogue1, step 1: there is no accumulator 1");
+    broken_parts("segments 2", "segments 0", "a segment in each");
+    broken_parts("columns 2", "columns s1", "there is no size argument 1");
+    broken_parts("o2[4*i0 + i1]", "o2[4*i0 + 2*i1]", "b1 accesses elements 0 to 34 of b2, which has 32");
+    broken_parts("o4[2*i0 + i1]", "o4[i0 + i1]", "epilogue1: a point stores an element of operand 4");
+    // Parts may run at the same time: what one stores, no other may touch.
+    let both = "epilogue1: a point stores an element of operand 3";
+    broken_parts("store o4[2*i0 + i1]", "store o3[3*i0 + i1]", both);
+    let update = PARTS.replace("write f32, write f32)", "update f32, write f32)");
+    let text = update.replace("v1 = accumulator 1;", "v1 = load o3[3*i0];");
+    let plan = crate::text::parse_plan(&text).unwrap();
+    let (slot, why) = check_races(&plan.kernels[0], &[5], &mut 100).unwrap_err();
+    assert_eq!(slot, "epilogue0");
+    assert_eq!(why, "a point stores an element of operand 3 that another point reads");
+}
+
+#[test]
+fn numbers_of_parts() {
+    let (before, rest) = PARTS.split_once("        part columns 3").unwrap();
+    let (_, after) = rest.split_once("    }\n    launch").unwrap();
+    let without = format!("{before}    }}\n    launch{after}");
+    let errors = verify_plan(&crate::text::parse_plan(&without).unwrap()).unwrap_err();
+    assert!(errors.iter().any(|error| error.what.contains("a product needs a part")), "{errors:?}");
+
+    let mut plan = crate::text::parse_plan(PARTS).unwrap();
+    if let Anchor::Matmul(contraction) = &mut plan.kernels[0].anchor {
+        contraction.parts = vec![contraction.parts[0].clone(); 5000];
+    }
+    let errors = verify_plan(&plan).unwrap_err();
+    assert!(
+        errors.iter().any(|error| error.what.contains("has 5000 phases, segments or parts")),
+        "{errors:?}"
+    );
+
+    let strides = |plan: &mut Plan, count: usize| {
+        if let Anchor::Matmul(contraction) = &mut plan.kernels[0].anchor
+            && let Some(Step::Load(access)) = contraction.parts[1].b.steps.first_mut()
+        {
+            access.strides.resize(count, Size::Const(1));
+        }
+    };
+    for count in [0, 1, 3] {
+        let mut plan = crate::text::parse_plan(PARTS).unwrap();
+        strides(&mut plan, count);
+        let errors = verify_plan(&plan).unwrap_err();
+        let what = format!("b1, step 0: {count} strides for 2 axes");
+        assert!(errors.iter().any(|error| error.what == what), "{errors:?}");
+    }
+}

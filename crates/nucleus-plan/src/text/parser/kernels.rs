@@ -5,9 +5,9 @@ use nucleus_ir::DType;
 use super::{Parsed, Parser};
 use crate::kernel::{
     Anchor, Attention, Contraction, ExpertChoice, InverseMap, InvertIndex, Kernel, KeySegment, Map, Operand,
-    OperandMode, Phase, Reduction, ReductionOp, RowReduction, SegmentSum, Tile,
+    OperandMode, Part, Phase, Reduction, ReductionOp, RowReduction, SegmentSum, Tile,
 };
-use crate::scalar::StepId;
+use crate::scalar::{Size, StepId};
 use crate::text::printer::{mode_name, reduction_name};
 
 impl Parser<'_> {
@@ -80,8 +80,8 @@ impl Parser<'_> {
     fn contraction(&mut self, dtype: DType) -> Parsed<Contraction> {
         let batch = self.sizes("batch")?;
         let rows = self.sizes("rows")?;
-        let columns = self.field("columns", Parser::size)?;
-        let segments = self.field("segments", Parser::unsigned)?;
+        // One part has its columns here, several are blocks of their own.
+        let single = if self.peek() == Some("columns") { Some(self.columns()?) } else { None };
         let depth = self.field("depth", Parser::size)?;
         let tile = if self.peek() == Some("tile") {
             let sides = self.field("tile", |parser| parser.list(Parser::unsigned))?;
@@ -94,9 +94,25 @@ impl Parser<'_> {
         };
         let axes = batch.len() + rows.len() + 1;
         let a = self.function("a", axes)?;
-        let b = self.function("b", batch.len() + 2)?;
-        let epilogue = self.function("epilogue", axes)?;
-        Ok(Contraction { batch, rows, columns, segments, depth, a, b, dtype, epilogue, tile })
+        let mut parts = Vec::new();
+        if let Some(columns) = single {
+            parts.push(self.part(columns, batch.len() + 2, axes)?);
+        } else {
+            while self.accept("part") {
+                let columns = self.columns()?;
+                parts.push(self.part(columns, batch.len() + 2, axes)?);
+            }
+        }
+        Ok(Contraction { batch, rows, depth, a, dtype, tile, parts })
+    }
+
+    fn part(&mut self, (columns, segments): (Size, u32), b_axes: usize, axes: usize) -> Parsed<Part> {
+        let b = self.function("b", b_axes)?;
+        Ok(Part { columns, segments, b, epilogue: self.function("epilogue", axes)? })
+    }
+
+    fn columns(&mut self) -> Parsed<(Size, u32)> {
+        Ok((self.field("columns", Parser::size)?, self.field("segments", Parser::unsigned)?))
     }
 
     fn attention(&mut self, dtype: DType) -> Parsed<Attention> {
