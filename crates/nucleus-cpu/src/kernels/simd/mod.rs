@@ -1,6 +1,7 @@
 //! Vector code: one small trait over the machine's registers, the loops written against it, and a table of the
 //! loops compiled for each instruction set.
 
+mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -13,6 +14,7 @@ mod tile;
 
 use super::element::Operand;
 use super::isa::Isa;
+pub(super) use attention::{AttentionKernels, PanelTile, Transpose};
 pub(super) use softmax::SoftmaxBlock;
 
 /// A register of f32 lanes. Every function must be inlined into one compiled for the instruction set, which is
@@ -36,10 +38,43 @@ trait Simd: Copy {
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The larger; `b` if either is NaN.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
-    /// To the nearest integer, ties to even; only for |a| < 2^22.
-    unsafe fn round(a: Self::V) -> Self::V;
-    /// `a * 2^n` for integral n in -160..=128 and a in 0.5..2; underflow may give zero.
-    unsafe fn scale_by_power(a: Self::V, n: Self::V) -> Self::V;
+    /// For t ≤ 0: a power for [`Simd::scale_by_power`] that stands for ⌊t⌋, and t - ⌊t⌋. What the latter is where ⌊t⌋ is
+    /// below -126 does not matter.
+    unsafe fn split_power(t: Self::V) -> (Self::V, Self::V);
+    /// `a * 2^power` for a in 1..=2. Below -126 it may be zero, for -∞ it is, and for NaN it is NaN.
+    unsafe fn scale_by_power(a: Self::V, power: Self::V) -> Self::V;
+    /// Each lane a pair of bf16: the upper half of `lower`'s bits, and above it the upper half of `upper`'s.
+    unsafe fn pairs(lower: Self::V, upper: Self::V) -> Self::V {
+        let mut lanes = [[0u32; 16]; 2];
+        // SAFETY: no register has more than 16 lanes; the rest is the caller's promise.
+        unsafe {
+            Self::store(lanes[0].as_mut_ptr().cast(), lower);
+            Self::store(lanes[1].as_mut_ptr().cast(), upper);
+            let [lower, upper] = &mut lanes;
+            lower
+                .iter_mut()
+                .zip(upper)
+                .for_each(|(lower, upper)| *lower = *lower >> 16 | *upper & 0xffff_0000);
+            Self::load(lanes[0].as_ptr().cast())
+        }
+    }
+    /// Transposes `LANES` × `LANES` words; strides are in words. Here as in the overrides, the two sides do not overlap.
+    #[inline(always)]
+    unsafe fn transpose(
+        source: *const u32,
+        source_stride: usize,
+        destination: *mut u32,
+        destination_stride: usize,
+    ) {
+        for col in 0..Self::LANES {
+            for row in 0..Self::LANES {
+                // SAFETY: within the two squares, which the caller owns.
+                unsafe {
+                    *destination.add(col * destination_stride + row) = *source.add(row * source_stride + col);
+                }
+            }
+        }
+    }
 }
 
 /// `c[r][j] (+)= Σ_s a[r][s] · b[s][j]` over `steps` words for a fixed number of rows and one panel of columns.
@@ -81,8 +116,6 @@ pub(super) struct Kernels {
     pub(super) widen: unsafe fn(*const u32, usize, *mut f32),
     /// Fetches rows into the second-level cache: first word, words from row to row, rows, bytes of each.
     pub(super) prefetch_rows: unsafe fn(*const u32, usize, usize, usize),
-    /// One block of keys of the online softmax.
-    pub(super) softmax: unsafe fn(&SoftmaxBlock),
     /// Row conversions: source, elements, destination.
     pub(super) f32_to_bf16: unsafe fn(*const f32, usize, *mut u16),
     pub(super) bf16_to_f32: unsafe fn(*const u16, usize, *mut f32),
@@ -119,6 +152,21 @@ pub(super) fn kernels(isa: Isa) -> &'static Kernels {
     }
 }
 
+/// The loops of attention for `isa` and `operand`, under the conditions of [`kernels`].
+pub(super) fn attention_kernels(isa: Isa, operand: Operand) -> &'static AttentionKernels {
+    match (isa, operand) {
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512Bf16, Operand::Bf16) => &avx512::ATTENTION_BF16,
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512Bf16 | Isa::Avx512, _) => &avx512::ATTENTION,
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2, _) => &avx2::ATTENTION,
+        #[cfg(target_arch = "aarch64")]
+        (Isa::Neon, _) => &neon::ATTENTION,
+        _ => &portable::ATTENTION,
+    }
+}
+
 /// Runs multiply-adds that touch no memory, as a measure of what one thread of this machine can do in f32 (or, for
 /// bf16 operands, with the instruction that its kernels use for them). Returns the floating-point operations done.
 #[must_use]
@@ -136,7 +184,7 @@ pub fn peak(isa: Isa, operand: Operand, iterations: usize) -> usize {
 macro_rules! kernel_table {
     ($name:ident, $simd:ty, $features:literal, rows: [$($rows:literal)*], $bf16:expr, $peak_bf16:expr) => {
         pub(super) static $name: $crate::kernels::simd::Kernels = {
-            use $crate::kernels::simd::{Simd, SoftmaxBlock, TileArgs, softmax, tile};
+            use $crate::kernels::simd::{Simd, TileArgs, tile};
 
             #[target_feature(enable = $features)]
             unsafe fn f32_tile<const ROWS: usize>(args: &TileArgs) {
@@ -157,11 +205,6 @@ macro_rules! kernel_table {
             unsafe fn prefetch_rows(first: *const u32, stride: usize, count: usize, bytes: usize) {
                 // SAFETY: passed on.
                 unsafe { tile::prefetch_rows::<$simd>(first, stride, count, bytes) }
-            }
-            #[target_feature(enable = $features)]
-            unsafe fn softmax_block(block: &SoftmaxBlock) {
-                // SAFETY: passed on.
-                unsafe { softmax::rows::<$simd>(block) }
             }
             #[target_feature(enable = $features)]
             unsafe fn f32_to_bf16(source: *const f32, count: usize, destination: *mut u16) {
@@ -185,7 +228,6 @@ macro_rules! kernel_table {
                 bf16_tiles: $bf16,
                 widen,
                 prefetch_rows,
-                softmax: softmax_block,
                 f32_to_bf16,
                 bf16_to_f32,
                 peak_f32,
