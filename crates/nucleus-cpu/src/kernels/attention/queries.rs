@@ -193,8 +193,6 @@ impl Queries<'_> {
                     b: queries,
                     c: scratch.scores.add(first * cols),
                     keep: std::ptr::null(),
-                    ahead: key_rows,
-                    ahead_stride: 0,
                 });
             }
             let maximum = scratch.state.add(panel * 3 * cols);
@@ -221,8 +219,6 @@ impl Queries<'_> {
                     b: scratch.scores.cast(),
                     c: outputs.add(bound(tile) * cols),
                     keep: if block == 0 { std::ptr::null() } else { correction },
-                    ahead: std::ptr::null(),
-                    ahead_stride: 0,
                 });
             }
         }

@@ -28,10 +28,6 @@ pub(in crate::kernels) struct PanelTile {
     pub(in crate::kernels) c: *mut f32,
     /// [panel columns]; null where `c` holds nothing yet.
     pub(in crate::kernels) keep: *const f32,
-    /// A tile of scores fetches the line at `ahead` into the second-level cache with each step and moves on by
-    /// `ahead_stride` bytes. The memory need not be valid.
-    pub(in crate::kernels) ahead: *const u32,
-    pub(in crate::kernels) ahead_stride: usize,
 }
 
 /// A matrix of words and where its transpose goes; strides are in words.
@@ -104,6 +100,9 @@ impl Keys {
     }
 }
 
+/// Steps between the fetch of a row of values and its use.
+const AHEAD: usize = 4;
+
 type Sums<S, const ROWS: usize> = [[<S as Simd>::V; 2]; ROWS];
 
 /// Each sum is one chain of multiply-adds in ascending s, whatever `ROWS` is.
@@ -118,14 +117,12 @@ pub(super) unsafe fn scores<W: Words, const ROWS: usize>(tile: &PanelTile) {
         bases: [0, 3, 6, 9].map(|row| a.wrapping_add(row * tile.a_stride)),
         stride: 4 * tile.a_stride,
     };
-    let (mut b, mut ahead) = (tile.b.cast::<f32>(), tile.ahead);
+    let mut b = tile.b.cast::<f32>();
     // SAFETY: all accesses are within the ranges the caller vouches for.
     unsafe {
         let mut sums: Sums<W::S, ROWS> = [[W::S::splat(0.0); 2]; ROWS];
         for _ in 0..tile.steps {
             let queries = [W::S::load(b), W::S::load(b.add(lanes))];
-            W::S::prefetch(ahead);
-            ahead = ahead.wrapping_byte_add(tile.ahead_stride);
             for (row, sums) in sums.iter_mut().enumerate() {
                 let key = W::S::splat(*keys.at(row));
                 *sums = [W::mul_add(key, queries[0], sums[0]), W::mul_add(key, queries[1], sums[1])];
@@ -161,6 +158,8 @@ pub(super) unsafe fn outputs<W: Words, const ROWS: usize>(tile: &PanelTile) {
                 let value = W::S::splat(*a.add(row));
                 *sums = [W::mul_add(value, p[0], sums[0]), W::mul_add(value, p[1], sums[1])];
             }
+            // Each row of values is a line or two, at a stride that the machine does not foresee.
+            W::S::prefetch_near(a.wrapping_add(AHEAD * tile.a_stride).cast());
             a = a.wrapping_add(tile.a_stride);
             b = b.add(2 * lanes);
         }

@@ -43,6 +43,11 @@ impl Simd for Avx512 {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
     #[inline(always)]
+    unsafe fn prefetch_near(address: *const u32) {
+        // SAFETY: a hint, even for an address that is not mapped.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+    #[inline(always)]
     unsafe fn add(a: __m512, b: __m512) -> __m512 {
         // SAFETY: AVX-512 is on in the caller.
         unsafe { _mm512_add_ps(a, b) }

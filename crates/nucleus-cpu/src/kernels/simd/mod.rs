@@ -32,6 +32,9 @@ trait Simd: Copy {
     /// Hints that the cache line at `address`, which need not be readable, will be read soon.
     #[inline(always)]
     unsafe fn prefetch(_address: *const u32) {}
+    /// The same, very soon: into the first-level cache.
+    #[inline(always)]
+    unsafe fn prefetch_near(_address: *const u32) {}
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, with one rounding where the machine can.
