@@ -73,11 +73,6 @@ impl StagedRows {
         Self { k, depth, chunks: k.div_ceil(depth.max(1)).max(1), operand, words, stride: lines * LINE_WORDS }
     }
 
-    /// Steps of the inner loop over all of k.
-    pub(super) fn steps(&self) -> usize {
-        steps(self.words, self.k)
-    }
-
     /// Steps of the inner loop over `extent` of k from an even one on.
     pub(super) fn words_of(&self, extent: usize) -> usize {
         steps(self.words, extent)

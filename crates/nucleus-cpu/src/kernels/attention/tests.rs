@@ -197,6 +197,24 @@ fn cases() -> Vec<Case> {
             dim: 256,
             segments: vec![(131, every_third(131, 1)), (64, None)],
         },
+        // Several blocks of keys and several jobs, heads that begin within a panel, an odd number of keys.
+        Case {
+            batch: 1,
+            q_rows: 75,
+            q_heads: 8,
+            kv_heads: 2,
+            dim: 24,
+            segments: vec![(511, None), (64, every_third(64, 1)), (2, None)],
+        },
+        // The first segment is masked as a whole.
+        Case {
+            batch: 1,
+            q_rows: 3,
+            q_heads: 1,
+            kv_heads: 1,
+            dim: 5,
+            segments: vec![(7, Some(vec![0; 7])), (3, None)],
+        },
     ]
 }
 
@@ -247,6 +265,93 @@ fn a_query_whose_keys_are_all_masked_gives_zeros() {
     let no_keys = Case { batch: 1, q_rows: 3, q_heads: 1, kv_heads: 1, dim: 4, segments: vec![] };
     let found = no_keys.run(&Threads::new(1).unwrap(), Isa::fastest(), Operand::F32, Element::F32, None);
     assert_eq!(found, [0.0; 12]);
+}
+
+#[test]
+fn a_masked_tail_is_as_if_it_were_absent() {
+    let threads = Threads::new(2).unwrap();
+    let mask = (0..700).map(|key| u8::from(key < 301)).collect();
+    let case = |len, mask| Case {
+        batch: 1,
+        q_rows: 40,
+        q_heads: 2,
+        kv_heads: 1,
+        dim: 16,
+        segments: vec![(len, mask)],
+    };
+    for isa in Isa::supported() {
+        for operand in [Operand::F32, Operand::Bf16] {
+            let masked = case(700, Some(Vec::clone(&mask))).run(&threads, isa, operand, Element::F32, None);
+            let absent = case(301, None).run(&threads, isa, operand, Element::F32, None);
+            assert!(masked == absent, "{isa} {operand:?}");
+        }
+    }
+}
+
+/// Attention of one query over keys with the given scores, whose values are their numbers.
+fn expected_key(isa: Isa, operand: Operand, scale: f32, scores: &[f32]) -> f32 {
+    let values: Vec<f32> = (0..scores.len()).map(|key| key as f32).collect();
+    let view = |data: &[f32]| HeadView {
+        data: data.as_ptr().cast(),
+        element: Element::F32,
+        batch_stride: 0,
+        row_stride: 1,
+        head_stride: 0,
+    };
+    let mut out = [f32::NAN];
+    let segments = [KeySegment { keys: view(scores), values: view(&values), len: scores.len(), mask: None }];
+    let problem = Attention {
+        isa,
+        operand,
+        batch: 1,
+        q_rows: 1,
+        q_heads: 1,
+        kv_heads: 1,
+        head_dim: 1,
+        scale,
+        q: view(&[1.0]),
+        segments: &segments,
+        output: AttentionOutput::Store {
+            data: out.as_mut_ptr().cast(),
+            element: Element::F32,
+            batch_stride: 0,
+            row_stride: 0,
+            head_stride: 0,
+        },
+    };
+    // SAFETY: every tensor has the stated sizes.
+    unsafe { attention(&Threads::new(1).unwrap(), &problem) };
+    out[0]
+}
+
+#[test]
+fn the_scale_may_be_negative_or_zero() {
+    let scores = [500.0, -500.0, 0.0];
+    for isa in Isa::supported() {
+        for operand in [Operand::F32, Operand::Bf16] {
+            assert_eq!(expected_key(isa, operand, 1.0, &scores), 0.0, "{isa} {operand:?}");
+            assert_eq!(expected_key(isa, operand, -1.0, &scores), 1.0, "{isa} {operand:?}");
+            assert_eq!(expected_key(isa, operand, 0.0, &scores), 1.0, "{isa} {operand:?}");
+        }
+    }
+}
+
+#[test]
+fn a_maximum_that_rises_with_every_block_leaves_the_last_key() {
+    let mut scores: Vec<f32> = (0..1000).map(|key| 4.0 * key as f32).collect();
+    for isa in Isa::supported() {
+        for operand in [Operand::F32, Operand::Bf16] {
+            let last = expected_key(isa, operand, 100.0, &scores);
+            // bf16 has the same score for the last few keys, and their values are rounded up to 1000.
+            let nearly = if operand == Operand::Bf16 { 990.0..=1000.0 } else { 999.0..=999.0 };
+            assert!(nearly.contains(&last), "{isa} {operand:?}: {last}");
+        }
+    }
+    scores[600..].fill(f32::NEG_INFINITY);
+    for isa in Isa::supported() {
+        assert_eq!(expected_key(isa, Operand::F32, 100.0, &scores), 599.0, "{isa}");
+        assert_eq!(expected_key(isa, Operand::F32, 100.0, &scores[600..]), 0.0, "{isa}");
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::attention::{F32Words, attention_table};
 use super::{Simd, kernel_table};
 
 #[derive(Clone, Copy)]
@@ -46,6 +47,11 @@ impl Simd for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
     #[inline(always)]
+    unsafe fn prefetch_near(address: *const u8) {
+        // SAFETY: a hint, even for an address that is not mapped.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+    #[inline(always)]
     unsafe fn add(a: __m256, b: __m256) -> __m256 {
         // SAFETY: AVX2 is on in the caller.
         unsafe { _mm256_add_ps(a, b) }
@@ -66,22 +72,56 @@ impl Simd for Avx2 {
         unsafe { _mm256_max_ps(a, b) }
     }
     #[inline(always)]
-    unsafe fn round(a: __m256) -> __m256 {
-        // SAFETY: AVX2 is on in the caller.
-        unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
-    }
-    #[inline(always)]
-    unsafe fn scale_by_power(a: __m256, n: __m256) -> __m256 {
-        // Two factors, because one power of two cannot reach the subnormal results.
+    unsafe fn split_power(t: __m256) -> (__m256, __m256) {
         // SAFETY: AVX2 is on in the caller.
         unsafe {
-            let n = _mm256_cvtps_epi32(n);
-            let half = _mm256_srai_epi32::<1>(n);
-            let power =
-                |n| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127))));
-            _mm256_mul_ps(_mm256_mul_ps(a, power(half)), power(_mm256_sub_epi32(n, half)))
+            let floor = _mm256_floor_ps(t);
+            (floor, _mm256_sub_ps(t, floor))
+        }
+    }
+    #[inline(always)]
+    unsafe fn scale_by_power(a: __m256, power: __m256) -> __m256 {
+        // SAFETY: AVX2 is on in the caller.
+        unsafe {
+            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(power), _mm256_set1_epi32(127));
+            let scaled = _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)));
+            // Not less, so that NaN stays.
+            _mm256_and_ps(scaled, _mm256_cmp_ps::<_CMP_NLT_UQ>(power, _mm256_set1_ps(-126.0)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn transpose(
+        source: *const u32,
+        source_stride: usize,
+        destination: *mut u32,
+        destination_stride: usize,
+    ) {
+        // SAFETY: AVX2 is on in the caller, which owns both squares of 8 × 8 words.
+        unsafe {
+            for col in [0, 4] {
+                let mut rows = [_mm256_setzero_ps(); 4];
+                for (row, register) in rows.iter_mut().enumerate() {
+                    let half = source.add(row * source_stride + col).cast::<f32>();
+                    *register =
+                        _mm256_set_m128(_mm_loadu_ps(half.add(4 * source_stride)), _mm_loadu_ps(half));
+                }
+                let left = _mm256_castps_pd(_mm256_unpacklo_ps(rows[0], rows[1]));
+                let left_high = _mm256_castps_pd(_mm256_unpackhi_ps(rows[0], rows[1]));
+                let right = _mm256_castps_pd(_mm256_unpacklo_ps(rows[2], rows[3]));
+                let right_high = _mm256_castps_pd(_mm256_unpackhi_ps(rows[2], rows[3]));
+                let columns = [
+                    _mm256_unpacklo_pd(left, right),
+                    _mm256_unpackhi_pd(left, right),
+                    _mm256_unpacklo_pd(left_high, right_high),
+                    _mm256_unpackhi_pd(left_high, right_high),
+                ];
+                for (offset, column) in columns.into_iter().enumerate() {
+                    _mm256_storeu_pd(destination.add((col + offset) * destination_stride).cast(), column);
+                }
+            }
         }
     }
 }
 
 kernel_table!(KERNELS, Avx2, "avx2,fma", rows: [1 2 3 4 5 6], None, None);
+attention_table!(ATTENTION, F32Words<Avx2>, "avx2,fma", rows: [1 2 3 4 5 6]);

@@ -2,7 +2,9 @@
 
 use std::arch::x86_64::*;
 
+use super::attention::{F32Words, Words, attention_table};
 use super::{Simd, TileArgs, TileFn, kernel_table, tile};
+use crate::kernels::element::Operand;
 
 #[derive(Clone, Copy)]
 struct Avx512;
@@ -46,6 +48,11 @@ impl Simd for Avx512 {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
     #[inline(always)]
+    unsafe fn prefetch_near(address: *const u8) {
+        // SAFETY: a hint, even for an address that is not mapped.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+    #[inline(always)]
     unsafe fn add(a: __m512, b: __m512) -> __m512 {
         // SAFETY: AVX-512 is on in the caller.
         unsafe { _mm512_add_ps(a, b) }
@@ -66,14 +73,59 @@ impl Simd for Avx512 {
         unsafe { _mm512_max_ps(a, b) }
     }
     #[inline(always)]
-    unsafe fn round(a: __m512) -> __m512 {
+    unsafe fn split_power(t: __m512) -> (__m512, __m512) {
+        // The scaling below takes the floor itself. The remainder of -∞ is 0.
         // SAFETY: AVX-512 is on in the caller.
-        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
+        unsafe { (t, _mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(t)) }
     }
     #[inline(always)]
-    unsafe fn scale_by_power(a: __m512, n: __m512) -> __m512 {
+    unsafe fn scale_by_power(a: __m512, power: __m512) -> __m512 {
         // SAFETY: AVX-512 is on in the caller.
-        unsafe { _mm512_scalef_ps(a, n) }
+        unsafe { _mm512_scalef_ps(a, power) }
+    }
+    #[inline(always)]
+    unsafe fn pairs(lower: __m512, upper: __m512) -> __m512 {
+        // SAFETY: AVX-512 is on in the caller.
+        unsafe {
+            let lower = _mm512_srli_epi32::<16>(_mm512_castps_si512(lower));
+            _mm512_castsi512_ps(_mm512_mask_mov_epi16(lower, 0xaaaa_aaaa, _mm512_castps_si512(upper)))
+        }
+    }
+    /// Four rows that stand four apart go into one register by quarters, so that two rounds of interleaving within quarters
+    /// finish four columns.
+    #[inline(always)]
+    unsafe fn transpose(
+        source: *const u32,
+        source_stride: usize,
+        destination: *mut u32,
+        destination_stride: usize,
+    ) {
+        // SAFETY: AVX-512 is on in the caller, which owns both squares of 16 × 16 words.
+        unsafe {
+            for col in (0..16).step_by(4) {
+                let mut rows = [_mm512_setzero_ps(); 4];
+                for (row, register) in rows.iter_mut().enumerate() {
+                    let quarter = source.add(row * source_stride + col).cast::<f32>();
+                    let all = _mm512_castps128_ps512(_mm_loadu_ps(quarter));
+                    let all = _mm512_insertf32x4::<1>(all, _mm_loadu_ps(quarter.add(4 * source_stride)));
+                    let all = _mm512_insertf32x4::<2>(all, _mm_loadu_ps(quarter.add(8 * source_stride)));
+                    *register = _mm512_insertf32x4::<3>(all, _mm_loadu_ps(quarter.add(12 * source_stride)));
+                }
+                let left = _mm512_castps_pd(_mm512_unpacklo_ps(rows[0], rows[1]));
+                let left_high = _mm512_castps_pd(_mm512_unpackhi_ps(rows[0], rows[1]));
+                let right = _mm512_castps_pd(_mm512_unpacklo_ps(rows[2], rows[3]));
+                let right_high = _mm512_castps_pd(_mm512_unpackhi_ps(rows[2], rows[3]));
+                let columns = [
+                    _mm512_unpacklo_pd(left, right),
+                    _mm512_unpackhi_pd(left, right),
+                    _mm512_unpacklo_pd(left_high, right_high),
+                    _mm512_unpackhi_pd(left_high, right_high),
+                ];
+                for (offset, column) in columns.into_iter().enumerate() {
+                    _mm512_storeu_pd(destination.add((col + offset) * destination_stride).cast(), column);
+                }
+            }
+        }
     }
 }
 
@@ -82,6 +134,29 @@ kernel_table!(KERNELS, Avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma",
 
 kernel_table!(WITH_BF16, Avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma",
     rows: [1 2 3 4 5 6 7 8 9 10 11 12], Some(BF16_TILES), Some(peak_bf16));
+
+attention_table!(ATTENTION, F32Words<Avx512>, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma",
+    rows: [1 2 3 4 5 6 7 8 9 10 11 12]);
+
+attention_table!(ATTENTION_BF16, PairWords, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma",
+    rows: [1 2 3 4 5 6 7 8 9 10 11 12]);
+
+/// Words of two bf16, multiplied directly.
+struct PairWords;
+
+impl Words for PairWords {
+    type S = Avx512;
+    const OPERAND: Operand = Operand::Bf16;
+
+    #[inline(always)]
+    unsafe fn mul_add(a: __m512, b: __m512, sum: __m512) -> __m512 {
+        // SAFETY: AVX-512-BF16 is on in the caller; both types are any 512 bits.
+        unsafe {
+            let a = std::mem::transmute::<__m512, __m512bh>(a);
+            _mm512_dpbf16_ps(sum, a, std::mem::transmute::<__m512, __m512bh>(b))
+        }
+    }
+}
 
 static BF16_TILES: &[TileFn] = &[
     bf16_tile::<1>,

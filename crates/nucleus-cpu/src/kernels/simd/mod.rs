@@ -1,6 +1,7 @@
 //! Vector code: one small trait over the machine's registers, the loops written against it, and a table of the
 //! loops compiled for each instruction set.
 
+mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -13,6 +14,7 @@ mod tile;
 
 use super::element::Operand;
 use super::isa::Isa;
+pub(super) use attention::{AttentionKernels, PanelTile, Transpose};
 pub(super) use softmax::SoftmaxBlock;
 
 /// A register of f32 lanes. Every function must be inlined into one compiled for the instruction set, which is
@@ -43,16 +45,52 @@ trait Simd: Copy {
     /// Hints that the cache line at `address`, which need not be readable, will be read soon.
     #[inline(always)]
     unsafe fn prefetch(_address: *const u8) {}
+    /// The same, very soon: into the first-level cache.
+    #[inline(always)]
+    unsafe fn prefetch_near(_address: *const u8) {}
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, with one rounding where the machine can.
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The larger; `b` if either is NaN.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
-    /// To the nearest integer, ties to even; only for |a| < 2^22.
-    unsafe fn round(a: Self::V) -> Self::V;
-    /// `a * 2^n` for integral n in -160..=128 and a in 0.5..2; underflow may give zero.
-    unsafe fn scale_by_power(a: Self::V, n: Self::V) -> Self::V;
+    /// For t ≤ 0: a power for [`Simd::scale_by_power`] that stands for ⌊t⌋, and t - ⌊t⌋. What the latter is where ⌊t⌋ is
+    /// below -126 does not matter.
+    unsafe fn split_power(t: Self::V) -> (Self::V, Self::V);
+    /// `a * 2^power` for a in 1..=2. Below -126 it may be zero, for -∞ it is, and for NaN it is NaN.
+    unsafe fn scale_by_power(a: Self::V, power: Self::V) -> Self::V;
+    /// Each lane a pair of bf16: the upper half of `lower`'s bits, and above it the upper half of `upper`'s.
+    unsafe fn pairs(lower: Self::V, upper: Self::V) -> Self::V {
+        let mut lanes = [[0u32; 16]; 2];
+        // SAFETY: no register has more than 16 lanes; the rest is the caller's promise.
+        unsafe {
+            Self::store(lanes[0].as_mut_ptr().cast(), lower);
+            Self::store(lanes[1].as_mut_ptr().cast(), upper);
+            let [lower, upper] = &mut lanes;
+            lower
+                .iter_mut()
+                .zip(upper)
+                .for_each(|(lower, upper)| *lower = *lower >> 16 | *upper & 0xffff_0000);
+            Self::load(lanes[0].as_ptr().cast())
+        }
+    }
+    /// Transposes `LANES` × `LANES` words; strides are in words. Here as in the overrides, the two sides do not overlap.
+    #[inline(always)]
+    unsafe fn transpose(
+        source: *const u32,
+        source_stride: usize,
+        destination: *mut u32,
+        destination_stride: usize,
+    ) {
+        for col in 0..Self::LANES {
+            for row in 0..Self::LANES {
+                // SAFETY: within the two squares, which the caller owns.
+                unsafe {
+                    *destination.add(col * destination_stride + row) = *source.add(row * source_stride + col);
+                }
+            }
+        }
+    }
 }
 
 /// `c[r][j] (+)= Σ_s a[r][s] · b[s][j]` over `steps` words for a fixed number of rows and one panel of columns.
@@ -86,13 +124,6 @@ pub(super) struct Ahead {
     pub(super) stride: usize,
 }
 
-impl Ahead {
-    /// Nothing worth fetching: what is read already.
-    pub(super) fn nothing(at: *const u32) -> [Self; 2] {
-        [Self { at: at.cast(), stride: 0 }; 2]
-    }
-}
-
 /// The loops of one instruction set.
 pub(super) struct Kernels {
     /// Columns of a panel of B.
@@ -111,8 +142,8 @@ pub(super) struct Kernels {
     pub(super) widen_i8: unsafe fn(*const i8, usize, *mut f32),
     /// Turns panel rows of i8, `count` of them, into half as many panel rows of bf16 pairs, with zeros for a missing last.
     pub(super) pair_i8: unsafe fn(*const i8, usize, *mut u16),
-    /// One block of keys of the online softmax.
-    pub(super) softmax: unsafe fn(&SoftmaxBlock),
+    /// Fetches so many bytes from an address on into the second-level cache.
+    pub(super) prefetch: unsafe fn(*const u8, usize),
     /// Row conversions: source, elements, destination.
     pub(super) f32_to_bf16: unsafe fn(*const f32, usize, *mut u16),
     pub(super) bf16_to_f32: unsafe fn(*const u16, usize, *mut f32),
@@ -149,6 +180,21 @@ pub(super) fn kernels(isa: Isa) -> &'static Kernels {
     }
 }
 
+/// The loops of attention for `isa` and `operand`, under the conditions of [`kernels`].
+pub(super) fn attention_kernels(isa: Isa, operand: Operand) -> &'static AttentionKernels {
+    match (isa, operand) {
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512Bf16, Operand::Bf16) => &avx512::ATTENTION_BF16,
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512Bf16 | Isa::Avx512, _) => &avx512::ATTENTION,
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx2, _) => &avx2::ATTENTION,
+        #[cfg(target_arch = "aarch64")]
+        (Isa::Neon, _) => &neon::ATTENTION,
+        _ => &portable::ATTENTION,
+    }
+}
+
 /// Runs multiply-adds that touch no memory, as a measure of what one thread of this machine can do in f32 (or, for
 /// bf16 operands, with the instruction that its kernels use for them). Returns the floating-point operations done.
 #[must_use]
@@ -166,7 +212,7 @@ pub fn peak(isa: Isa, operand: Operand, iterations: usize) -> usize {
 macro_rules! kernel_table {
     ($name:ident, $simd:ty, $features:literal, rows: [$($rows:literal)*], $bf16:expr, $peak_bf16:expr) => {
         pub(super) static $name: $crate::kernels::simd::Kernels = {
-            use $crate::kernels::simd::{Simd, SoftmaxBlock, TileArgs, softmax, tile};
+            use $crate::kernels::simd::{Simd, TileArgs, tile};
 
             #[target_feature(enable = $features)]
             unsafe fn f32_tile<const ROWS: usize>(args: &TileArgs) {
@@ -194,14 +240,14 @@ macro_rules! kernel_table {
                 unsafe { tile::widen_i8(source, count, destination) }
             }
             #[target_feature(enable = $features)]
+            unsafe fn prefetch(first: *const u8, bytes: usize) {
+                // SAFETY: passed on.
+                unsafe { tile::prefetch::<$simd>(first, bytes) }
+            }
+            #[target_feature(enable = $features)]
             unsafe fn pair_i8(source: *const i8, rows: usize, destination: *mut u16) {
                 // SAFETY: passed on.
                 unsafe { tile::pair_i8::<$simd>(source, rows, destination) }
-            }
-            #[target_feature(enable = $features)]
-            unsafe fn softmax_block(block: &SoftmaxBlock) {
-                // SAFETY: passed on.
-                unsafe { softmax::rows::<$simd>(block) }
             }
             #[target_feature(enable = $features)]
             unsafe fn f32_to_bf16(source: *const f32, count: usize, destination: *mut u16) {
@@ -227,7 +273,7 @@ macro_rules! kernel_table {
                 widen,
                 widen_i8,
                 pair_i8,
-                softmax: softmax_block,
+                prefetch,
                 f32_to_bf16,
                 bf16_to_f32,
                 peak_f32,

@@ -2,6 +2,7 @@
 
 use std::arch::aarch64::*;
 
+use super::attention::{F32Words, attention_table};
 use super::{Simd, kernel_table};
 
 #[derive(Clone, Copy)]
@@ -57,21 +58,25 @@ impl Simd for Neon {
         unsafe { vbslq_f32(vcgtq_f32(a, b), a, b) }
     }
     #[inline(always)]
-    unsafe fn round(a: float32x4_t) -> float32x4_t {
-        // SAFETY: NEON is on in the caller.
-        unsafe { vrndnq_f32(a) }
-    }
-    #[inline(always)]
-    unsafe fn scale_by_power(a: float32x4_t, n: float32x4_t) -> float32x4_t {
-        // Two factors, because one power of two cannot reach the subnormal results.
+    unsafe fn split_power(t: float32x4_t) -> (float32x4_t, float32x4_t) {
         // SAFETY: NEON is on in the caller.
         unsafe {
-            let n = vcvtq_s32_f32(n);
-            let half = vshrq_n_s32::<1>(n);
-            let power = |n| vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(n, vdupq_n_s32(127))));
-            vmulq_f32(vmulq_f32(a, power(half)), power(vsubq_s32(n, half)))
+            let floor = vrndmq_f32(t);
+            (floor, vsubq_f32(t, floor))
+        }
+    }
+    #[inline(always)]
+    unsafe fn scale_by_power(a: float32x4_t, power: float32x4_t) -> float32x4_t {
+        // SAFETY: NEON is on in the caller.
+        unsafe {
+            let exponent = vshlq_n_s32::<23>(vaddq_s32(vcvtq_s32_f32(power), vdupq_n_s32(127)));
+            let scaled = vmulq_f32(a, vreinterpretq_f32_s32(exponent));
+            // Cleared only where certainly less, so that NaN stays.
+            let vanishes = vcltq_f32(power, vdupq_n_f32(-126.0));
+            vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(scaled), vanishes))
         }
     }
 }
 
 kernel_table!(KERNELS, Neon, "neon", rows: [1 2 3 4 5 6 7 8], None, None);
+attention_table!(ATTENTION, F32Words<Neon>, "neon", rows: [1 2 3 4 5 6 7 8]);

@@ -1,5 +1,6 @@
 //! Plain loops over four lanes, which compilers turn into whatever the target has.
 
+use super::attention::{F32Words, attention_table};
 use super::{Simd, kernel_table};
 
 #[derive(Clone, Copy)]
@@ -55,21 +56,29 @@ impl Simd for Portable {
         lanes(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
-    unsafe fn round(a: [f32; 4]) -> [f32; 4] {
-        lanes(|i| (a[i] + ROUNDER) - ROUNDER)
+    unsafe fn split_power(t: [f32; 4]) -> ([f32; 4], [f32; 4]) {
+        let floor = lanes(|i| {
+            // The rounding is right for small numbers only; below -126 the result vanishes anyway. NaN stays.
+            let t = if t[i] < -200.0 { -200.0 } else { t[i] };
+            let nearest = (t + ROUNDER) - ROUNDER;
+            if nearest > t { nearest - 1.0 } else { nearest }
+        });
+        (floor, lanes(|i| t[i] - floor[i]))
     }
     #[inline(always)]
-    unsafe fn scale_by_power(a: [f32; 4], n: [f32; 4]) -> [f32; 4] {
-        // Two factors, because one power of two cannot reach the subnormal results.
+    unsafe fn scale_by_power(a: [f32; 4], power: [f32; 4]) -> [f32; 4] {
         lanes(|i| {
-            let n = n[i] as i32;
-            let power = |n: i32| f32::from_bits(((n + 127) << 23).cast_unsigned());
-            a[i] * power(n >> 1) * power(n - (n >> 1))
+            let scaled = a[i] * f32::from_bits(((power[i] as i32 + 127) << 23).cast_unsigned());
+            if power[i] < -126.0 { 0.0 } else { scaled }
         })
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 kernel_table!(KERNELS, Portable, "sse2", rows: [1 2 3 4], None, None);
+#[cfg(target_arch = "x86_64")]
+attention_table!(ATTENTION, F32Words<Portable>, "sse2", rows: [1 2 3 4]);
 #[cfg(target_arch = "aarch64")]
 kernel_table!(KERNELS, Portable, "neon", rows: [1 2 3 4], None, None);
+#[cfg(target_arch = "aarch64")]
+attention_table!(ATTENTION, F32Words<Portable>, "neon", rows: [1 2 3 4]);

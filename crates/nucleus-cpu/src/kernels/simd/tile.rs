@@ -152,6 +152,15 @@ pub(super) unsafe fn fetch_ahead<S: Simd>(ahead: &mut [Ahead; 2]) {
     }
 }
 
+/// Fetches `bytes` bytes into the second-level cache.
+#[inline(always)]
+pub(super) unsafe fn prefetch<S: Simd>(first: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        // SAFETY: a hint reads nothing.
+        unsafe { S::prefetch(first.wrapping_add(line)) };
+    }
+}
+
 /// Panel rows of bf16 pairs become two panel rows of f32 each.
 ///
 /// # Safety
