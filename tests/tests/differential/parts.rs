@@ -23,11 +23,11 @@ fn parts(plan: &Plan) -> Vec<usize> {
 
 /// Checks a graph against the evaluator, in every compute type and with right factors that are weights and inputs.
 #[track_caller]
-fn check(expected: &[usize], build: impl Fn(&mut Builder)) {
+fn check(expected: &[usize], build: impl Fn(&mut Builder, DType)) {
     for dtype in [DType::F32, DType::Bf16, DType::F16] {
         for leaves in [Leaves::Inputs, Leaves::Weights] {
             let mut builder = Builder::new("parts", leaves);
-            build(&mut builder);
+            build(&mut builder, dtype);
             let (plan, _) = compiled(&builder.graph, dtype).unwrap();
             assert_eq!(parts(&plan), expected, "{plan}");
             let isas = [Isa::supported()[0], Isa::Portable];
@@ -43,7 +43,7 @@ const MATMUL: Op = Op::Matmul { transpose_a: false, transpose_b: false };
 
 #[test]
 fn epilogues_of_different_kinds() {
-    check(&[5], |b| {
+    check(&[5], |b, _| {
         let x = b.f32("B, T, 24");
         let x = b.value(Op::Tanh, &[x]);
         // Gate and up, read as halves of one product.
@@ -73,10 +73,10 @@ fn epilogues_of_different_kinds() {
 
 #[test]
 fn batches() {
-    check(&[2], |b| {
-        let x = b.f32("B, 3, T, 6");
+    check(&[2], |b, dtype| {
+        let x = b.tensor(dtype, "B, 3, T, 6");
         for columns in ["4", "35"] {
-            let y = b.f32(&format!("B, 3, 6, {columns}"));
+            let y = b.tensor(dtype, &format!("B, 3, 6, {columns}"));
             let product = b.value(MATMUL, &[x, y]);
             b.output(Op::Exp, &[product]);
         }
@@ -85,13 +85,13 @@ fn batches() {
 
 #[test]
 fn groups_that_gather_their_rows() {
-    check(&[2], |b| {
-        let (x, index) = (b.f32("B, 6, 10"), b.index("B, 4, T", "6"));
+    check(&[2], |b, dtype| {
+        let (x, index) = (b.tensor(dtype, "B, 6, 10"), b.index("B, 4, T", "6"));
         let rows = b.value(Op::Gather, &[x, index]);
-        let w = b.f32("4, 10, 12");
+        let w = b.tensor(dtype, "4, 10, 12");
         let product = b.value(Op::GroupedMatmul { transpose_b: false }, &[rows, w]);
         b.output(Op::Tanh, &[product]);
-        let w = b.f32("4, 9, 10");
+        let w = b.tensor(dtype, "4, 9, 10");
         b.output(Op::GroupedMatmul { transpose_b: true }, &[rows, w]);
     });
 }
@@ -99,7 +99,7 @@ fn groups_that_gather_their_rows() {
 /// What the second product's epilogue adds is computed from the first product's result.
 #[test]
 fn a_product_that_takes_the_result_of_another() {
-    check(&[2, 1], |b| {
+    check(&[2, 1], |b, _| {
         let x = b.f32("B, T, 12");
         let [first, second, third] = ["12, 8", "12, 8", "12, 3"].map(|dims| {
             let weight = b.f32(dims);
