@@ -7,6 +7,7 @@ pub mod fuse;
 pub mod group;
 pub mod pipeline;
 pub mod precision;
+pub mod quantize;
 pub mod rewrite;
 pub mod route;
 pub mod schedule;

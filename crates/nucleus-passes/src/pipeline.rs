@@ -18,6 +18,7 @@ use crate::error::PassError;
 use crate::fuse::fuse;
 use crate::group::group;
 use crate::precision::precision;
+use crate::quantize::{Quantize, quantize};
 use crate::route::route;
 use crate::schedule::schedule;
 use crate::simplify::simplify;
@@ -65,6 +66,11 @@ pub const PASSES: &[Pass] = &[
         kind: PassKind::Graph(|graph, options| precision(graph, options.dtype)),
     },
     Pass {
+        name: "quantize",
+        about: "if asked to, stores large weights of products as int8 with a scale per output channel",
+        kind: PassKind::Graph(|graph, options| quantize(graph, options.quantize.as_ref())),
+    },
+    Pass {
         name: "stage",
         about: "splits the graph by how often its inputs change: per model, per prompt, per step",
         kind: PassKind::Graph(|graph, _| stage(graph)),
@@ -106,14 +112,16 @@ pub fn pass(name: &str) -> Option<&'static Pass> {
 pub struct CompileOptions {
     /// The dtype in which weights are stored and products taken.
     pub dtype: DType,
+    /// Which weights become 8-bit integers; `None` for none.
+    pub quantize: Option<Quantize>,
     /// Verify between passes in release builds too.
     pub verify: bool,
 }
 
 impl Default for CompileOptions {
-    /// `f32`, verified in debug builds only.
+    /// `f32`, nothing quantised, verified in debug builds only.
     fn default() -> CompileOptions {
-        CompileOptions { dtype: DType::F32, verify: false }
+        CompileOptions { dtype: DType::F32, quantize: None, verify: false }
     }
 }
 

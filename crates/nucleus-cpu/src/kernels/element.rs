@@ -11,6 +11,8 @@ pub enum Element {
     Bf16,
     /// IEEE binary16.
     F16,
+    /// Two's complement byte: a quantised weight before its scale.
+    I8,
 }
 
 impl Element {
@@ -20,6 +22,7 @@ impl Element {
         match self {
             Self::F32 => 4,
             Self::Bf16 | Self::F16 => 2,
+            Self::I8 => 1,
         }
     }
 }
@@ -75,11 +78,12 @@ pub unsafe fn load_f32(data: *const u8, element: Element, index: usize) -> f32 {
             Element::F32 => f32::read(data, index),
             Element::Bf16 => Bf16Bits::read(data, index).to_f32(),
             Element::F16 => F16Bits::read(data, index).to_f32(),
+            Element::I8 => i8::read(data, index).to_f32(),
         }
     }
 }
 
-/// Writes one f32 as `element`, rounded to nearest, ties to even.
+/// Writes one f32 as `element`, rounded to nearest, ties to even; bytes saturate.
 ///
 /// # Safety
 /// `data` must point to `index + 1` writable elements of type `element`; they need not be aligned.
@@ -91,6 +95,7 @@ pub unsafe fn store_f32(data: *mut u8, element: Element, index: usize, value: f3
             Element::F32 => data.cast::<f32>().add(index).write_unaligned(value),
             Element::Bf16 => data.cast::<u16>().add(index).write_unaligned(bf16_from_f32(value)),
             Element::F16 => data.cast::<u16>().add(index).write_unaligned(f16::from_f32(value).to_bits()),
+            Element::I8 => data.cast::<i8>().add(index).write(value.round_ties_even() as i8),
         }
     }
 }
@@ -106,6 +111,7 @@ pub(super) unsafe fn store_row(source: *const f32, count: usize, data: *mut u8, 
             Element::F32 => std::ptr::copy_nonoverlapping(source.cast::<u8>(), data, 4 * count),
             Element::Bf16 => (0..count).for_each(|i| store_f32(data, Element::Bf16, i, *source.add(i))),
             Element::F16 => (0..count).for_each(|i| store_f32(data, Element::F16, i, *source.add(i))),
+            Element::I8 => (0..count).for_each(|i| store_f32(data, Element::I8, i, *source.add(i))),
         }
     }
 }
@@ -164,6 +170,19 @@ impl Stored for F16Bits {
     }
 }
 
+impl Stored for i8 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from(self)
+    }
+
+    /// Exact: eight significant bits are what a bf16 has.
+    #[inline(always)]
+    fn to_bf16(self) -> u16 {
+        (f32::from(self).to_bits() >> 16) as u16
+    }
+}
+
 /// Rounds to the nearest bf16 and back.
 #[inline(always)]
 pub(super) fn round_to_bf16(value: f32) -> f32 {
@@ -201,5 +220,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn bytes_widen_exactly_and_saturate() {
+        for value in i8::MIN..=i8::MAX {
+            assert_eq!(f32_from_bf16(value.to_bf16()), f32::from(value));
+        }
+        let mut bytes = [0u8; 4];
+        for (index, value) in [-300.0f32, 2.5, 3.5, 300.0].into_iter().enumerate() {
+            // SAFETY: four elements of one byte.
+            unsafe { store_f32(bytes.as_mut_ptr(), Element::I8, index, value) };
+        }
+        assert_eq!(bytes.map(|byte| byte as i8), [-128, 2, 4, 127]);
     }
 }

@@ -148,9 +148,11 @@ pub(super) unsafe fn pack_panel(operand: Operand, block: &PanelBlock, destinatio
             (Operand::F32, Element::F32) => pack_typed::<f32, false>(block, destination),
             (Operand::F32, Element::Bf16) => pack_typed::<Bf16Bits, false>(block, destination),
             (Operand::F32, Element::F16) => pack_typed::<F16Bits, false>(block, destination),
+            (Operand::F32, Element::I8) => pack_typed::<i8, false>(block, destination),
             (Operand::Bf16, Element::F32) => pack_typed::<f32, true>(block, destination),
             (Operand::Bf16, Element::Bf16) => pack_typed::<Bf16Bits, true>(block, destination),
             (Operand::Bf16, Element::F16) => pack_typed::<F16Bits, true>(block, destination),
+            (Operand::Bf16, Element::I8) => pack_typed::<i8, true>(block, destination),
         }
     }
 }
@@ -244,7 +246,7 @@ mod tests {
         let value = |row: usize, col: usize| ((row * 31 + col * 17) % 200) as f32 - 99.0;
         for isa in Isa::supported() {
             for operand in [Operand::F32, Operand::Bf16] {
-                for element in [Element::F32, Element::Bf16, Element::F16] {
+                for element in [Element::F32, Element::Bf16, Element::F16, Element::I8] {
                     for (row_stride, col_stride) in [(segments * n + 3, 1), (1, k + 5), (2 * n * segments, 2)]
                     {
                         let mut stored = vec![0u8; 4 * (k * row_stride + n * segments * col_stride)];

@@ -135,7 +135,10 @@ pub(crate) fn run(
         if rate == Rate::Model && prepare {
             let mut names = Vec::new();
             // SAFETY: as above.
-            unsafe { program.prepare(&table, &mut |name| names.push(name.to_owned()))? };
+            unsafe {
+                program.pack_weights(&table, &mut |name: &str| names.push(name.to_owned()))?;
+                program.pack_values(&table)?;
+            }
             for weight in program.weight_uses() {
                 assert_eq!(names.contains(&weight.name), weight.packed);
                 if !weight.plain {
