@@ -57,7 +57,7 @@ pub enum ScalarOp {
     /// `y` where the boolean `x` is true, else `z`.
     Select,
     /// Conversion: floats round to nearest even, float to `i32` truncates and saturates (NaN gives 0), booleans become 0 or 1,
-    /// numbers become `x ≠ 0`.
+    /// numbers become `x ≠ 0`. An `i8` becomes a float; nothing becomes an `i8`.
     Cast(DType),
 }
 

@@ -4,10 +4,10 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use nucleus_interp::{Data, EvalError, Options, Real, Tensor, evaluate};
-use nucleus_ir::{Bindings, DType, Graph};
+use nucleus_ir::{DType, Graph};
 use thiserror::Error;
 
-use crate::checkpoint::{CheckpointError, Expected, Extras};
+use crate::checkpoint::{CheckpointError, Extras};
 use crate::inputs::{InputError, Signature};
 use crate::tensor::{HostTensor, TensorError};
 use crate::tensor_map::TensorMap;
@@ -98,14 +98,6 @@ fn load(weights: &dyn WeightSource, specs: &[WeightSpec], name: &str) -> Result<
     }
     let dtype = if spec.dtype.is_float() { DType::F32 } else { spec.dtype };
     weights.load(&WeightSpec { dtype, ..spec.clone() }, 1)
-}
-
-/// What a graph needs of a checkpoint.
-pub fn expected_weights(graph: &Graph) -> Vec<Expected> {
-    let shape = |weight: &nucleus_ir::Weight| {
-        crate::inputs::evaluated_shape(&weight.ty, &Bindings::new()).unwrap_or_default()
-    };
-    graph.weights.iter().map(|weight| Expected::new(weight.name.as_str(), shape(weight))).collect()
 }
 
 fn to_tensor<F: Real>(host: &HostTensor) -> Tensor<F> {

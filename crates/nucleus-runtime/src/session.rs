@@ -153,16 +153,16 @@ impl Session {
         weights: impl WeightSource + 'static,
         options: &SessionOptions,
     ) -> Result<Session, SessionError> {
-        Session::with_progress(plan, weights, options, &mut |_, _| {})
+        Session::with_source(plan, Box::new(weights), options, &mut |_, _| {})
     }
 
-    /// [`Session::new`]; `progress` hears how many of the packed weights are done, and how many there are.
+    /// [`Session::new`] for any source; `progress` hears how many of the packed weights are done, and how many there are.
     ///
     /// # Errors
     /// As for [`Session::new`].
-    pub fn with_progress(
+    pub fn with_source(
         plan: Plan,
-        weights: impl WeightSource + 'static,
+        weights: Box<dyn WeightSource>,
         options: &SessionOptions,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Session, SessionError> {
@@ -178,7 +178,7 @@ impl Session {
             },
         )?;
         let table = BufferTable::new(program.plan());
-        let weights = Weights { source: Box::new(weights), specs, threads: program.threads().count() };
+        let weights = Weights { source: weights, specs, threads: program.threads().count() };
         let mut session = Session {
             id: NEXT_SESSION.fetch_add(1, Ordering::Relaxed),
             program,

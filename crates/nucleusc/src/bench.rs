@@ -30,7 +30,7 @@ struct Timings {
 pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     anyhow::ensure!(arguments.repeat > 0, "--repeat must be at least 1");
     let source = source::open(&arguments.session)?;
-    let dtype = source.dtype;
+    let dtype = source.options.dtype;
     let start = Instant::now();
     let mut session = run::session(source, &arguments.session)?;
     let load = start.elapsed();

@@ -114,10 +114,6 @@ impl<'p> Evaluator<'p> {
             let shape = self.shape_of(&input.ty.dims)?;
             let ty = TensorType::new(input.ty.dtype.unwrap_or(DType::F32), shape.unwrap_or_default());
             self.check_shape(&ty, input.name.span)?;
-            if ty.dtype == DType::I8 {
-                let message = format!("input `{}` is i8, which only weights may be", input.name.node);
-                self.report(Diagnostic::error(message).label(input.name.span, "declared here"))?;
-            }
             let default = match &input.default {
                 Some(default) => {
                     let value = self.expr(default)?;
@@ -150,11 +146,6 @@ impl<'p> Evaluator<'p> {
         for (output, term) in entry.outputs.iter().zip(terms) {
             let what = format!("output `{}`", output.name.node);
             if let Term::Tensor(value) = self.check_tensor(&output.ty, term, span, &what, None)? {
-                if self.graph.ty(value).dtype == DType::I8 {
-                    let message = format!("{what} is i8, which only weights may be");
-                    let diagnostic = Diagnostic::error(message).label(span, "the value of the body");
-                    self.report(diagnostic.help("`cast(x, f32)` converts the elements"))?;
-                }
                 self.graph.outputs.push(Output { name: output.name.node.clone(), value });
             }
         }
@@ -185,8 +176,8 @@ impl<'p> Evaluator<'p> {
             DType::Bool => matches!(value, Term::Bool(_)),
             DType::I32 => number.fract() == 0.0 && number.abs() <= f64::from(i32::MAX),
             DType::F32 | DType::Bf16 | DType::F16 => !matches!(value, Term::Bool(_)),
-            // The input itself is refused.
-            DType::I8 => true,
+            // There is no such input.
+            DType::I8 => false,
         };
         if !fits {
             let message = format!("the default {value} is not a value of {dtype}");
