@@ -71,21 +71,28 @@ fn the_backend_agrees_with_the_evaluator_on_quantised_models() {
     assert!(failures.is_empty(), "off by more than {F32_TOLERANCE:.0e} of the largest value: {failures:?}");
 }
 
-/// A weight is off by at most half a unit of 1/127 of its channel's largest, uniformly: 1/(127·2·√3) of it in the mean square, and 0.4 % of a
-/// weight of uniform distribution. Products of such errors are as small against products of weights; a model chains some ten of them.
-/// In bf16 the bound is for the part that comes on top of the roundings of bf16. Tokens that change their expert are not roundings, so the
-/// cases are the dense ones.
+/// A weight is off by at most half of 1/127 of its channel's largest, and evenly spread below that: 1/(127·2·√3) of the largest in the root
+/// mean square, which is 0.4 % of a weight whose own distribution is even. A product is off by as much, and the products that follow each
+/// other in these models by about twice that.
 #[test]
 fn the_error_of_int8_is_that_of_its_rounding() {
-    for dtype in [DType::F32, DType::Bf16] {
-        for name in ["dense", "gqa_4_1", "odd_grid", "all_moe", "sharded", "sigmoid"] {
-            let case = Case::named(name);
-            let exact = run_cpu(&case, &options(dtype, None), 2);
-            let quantised = run_cpu(&case, &options(dtype, Some(LEAST)), 2);
-            let error = rms_error(&quantised, &exact) / rms(&exact);
-            println!("{name} in {dtype}: int8 is off by {:.3} % RMS", 100.0 * error);
+    let mut failures = Vec::new();
+    for name in ["dense", "gqa_4_1", "odd_grid", "all_moe", "sharded", "sigmoid"] {
+        let case = Case::named(name);
+        let exact = run_cpu(&case, &options(DType::F32, None), 2);
+        let error = |dtype, quantize| {
+            let answer = run_cpu(&case, &options(dtype, quantize), 2);
+            100.0 * rms_error(&answer, &exact) / rms(&exact)
+        };
+        let int8 = error(DType::F32, Some(LEAST));
+        let (bf16, both) = (error(DType::Bf16, None), error(DType::Bf16, Some(LEAST)));
+        println!("{name}: RMS error int8 {int8:.2} %, bf16 {bf16:.2} %, int8 with bf16 {both:.2} %");
+        // Independent errors add in squares.
+        if int8 > 1.2 || both > 1.2 * bf16.hypot(1.2) {
+            failures.push(name);
         }
     }
+    assert!(failures.is_empty(), "{failures:?}");
 }
 
 #[test]
@@ -97,8 +104,10 @@ fn made_up_weights_are_the_same_in_every_type() {
     let quantised = run(&case, &model, random, &options(DType::F32, Some(LEAST)), 2);
     let error = relative_error(&quantised, &float);
     assert!(error <= F32_TOLERANCE, "int8 differs by {error:.2e}");
-    let graph = model.graph_in("velocity", &options(DType::F32, Some(LEAST))).expect("the definition compiles");
-    let evaluated = run_reference::<f32>(&graph, &random, &case.inputs(), &case.dims).expect("the inputs fit");
+    let graph =
+        model.graph_in("velocity", &options(DType::F32, Some(LEAST))).expect("the definition compiles");
+    let evaluated =
+        run_reference::<f32>(&graph, &random, &case.inputs(), &case.dims).expect("the inputs fit");
     let evaluated = evaluated.get("sample").expect("the entry has this output").to_f32_vec();
     assert!(relative_error(&quantised, &evaluated) <= F32_TOLERANCE);
 
@@ -200,16 +209,13 @@ fn weights_are_loaded_one_at_a_time() {
 #[test]
 fn quantised_files_are_checked() {
     let ty = |dtype, shape: &[i64]| TensorType::new(dtype, shape.iter().map(|&n| n.into()).collect());
-    let weights = [
-        ("w", ty(DType::I8, &[4, 8])),
-        ("w.scale", ty(DType::F32, &[4, 1])),
-        ("b", ty(DType::F32, &[4])),
-    ];
+    let weights =
+        [("w", ty(DType::I8, &[4, 8])), ("w.scale", ty(DType::F32, &[4, 1])), ("b", ty(DType::F32, &[4]))];
     let specs = WeightSpec::list(weights.iter().map(|(name, ty)| (*name, ty)));
-    assert_eq!(specs.iter().map(|spec| (spec.name.as_str(), spec.channel_axis)).collect::<Vec<_>>(), [
-        ("w", Some(1)),
-        ("b", None)
-    ]);
+    assert_eq!(
+        specs.iter().map(|spec| (spec.name.as_str(), spec.channel_axis)).collect::<Vec<_>>(),
+        [("w", Some(1)), ("b", None)]
+    );
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("weights.safetensors");
     let check = |tensors: &[(&str, HostTensor)], specs: &[WeightSpec]| {
@@ -233,9 +239,17 @@ fn quantised_files_are_checked() {
     };
     refused(&[("w", bytes(&[4, 8])), b.clone()], &specs, "weight `w.scale` is missing");
     let scale = ("w.scale", floats(&[4, 1]));
-    refused(&[("w", bytes(&[8, 4])), scale.clone(), b.clone()], &specs, "`w` has shape [8, 4], the model needs [4, 8]");
+    refused(
+        &[("w", bytes(&[8, 4])), scale.clone(), b.clone()],
+        &specs,
+        "`w` has shape [8, 4], the model needs [4, 8]",
+    );
     let flat = ("w.scale", floats(&[4]));
-    refused(&[("w", bytes(&[4, 8])), flat, b.clone()], &specs, "`w.scale` has shape [4], the model needs [4, 1]");
+    refused(
+        &[("w", bytes(&[4, 8])), flat, b.clone()],
+        &specs,
+        "`w.scale` has shape [4], the model needs [4, 1]",
+    );
     let whole = ("w.scale", ints(&[4, 1]));
     refused(&[("w", bytes(&[4, 8])), whole, b.clone()], &specs, "`w.scale` is stored as I32");
     refused(&[("w", ints(&[4, 8])), b.clone()], &specs, "`w` is stored as I32");

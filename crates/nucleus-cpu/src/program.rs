@@ -299,7 +299,12 @@ impl CpuProgram {
         let fail = |why: String| Err(ExecuteError::Buffer { buffer: key.buffer.0, name: name(), why });
         let Some(pointer) = memory else { return fail("it has no memory".to_owned()) };
         let stored = match element(pointer.dtype) {
-            Some(stored) if pointer.dtype == buffer.dtype || float_will_do(pointer.dtype, buffer.dtype, key.operand) => stored,
+            Some(stored)
+                if pointer.dtype == buffer.dtype
+                    || float_will_do(pointer.dtype, buffer.dtype, key.operand) =>
+            {
+                stored
+            }
             _ => return Err(ExecuteError::stored_type(key.buffer.0, name(), pointer.dtype, buffer.dtype)),
         };
         let elements = constant_elements(&self.plan, key.buffer).unwrap_or(i64::MAX as i128);

@@ -23,8 +23,7 @@ pub enum DType {
 
 impl DType {
     /// Every element type, in the order of declaration.
-    pub const ALL: [DType; 6] =
-        [DType::F32, DType::Bf16, DType::F16, DType::I32, DType::Bool, DType::I8];
+    pub const ALL: [DType; 6] = [DType::F32, DType::Bf16, DType::F16, DType::I32, DType::Bool, DType::I8];
 
     /// The types that values may have other than weights: all but `i8`.
     pub const COMPUTED: [DType; 5] = [DType::F32, DType::Bf16, DType::F16, DType::I32, DType::Bool];

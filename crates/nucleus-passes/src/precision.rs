@@ -125,8 +125,7 @@ pub(crate) fn routing(graph: &Graph) -> Vec<bool> {
     for (node, data) in graph.nodes().rev() {
         let routes = data.results.iter().any(|result| values[result.index()]);
         nodes[node.index()] = routes;
-        let product =
-            matches!(data.op, Op::Matmul { .. } | Op::GroupedMatmul { .. } | Op::Attention { .. });
+        let product = matches!(data.op, Op::Matmul { .. } | Op::GroupedMatmul { .. } | Op::Attention { .. });
         if !product && (routes || matches!(data.op, Op::ExpertChoice { .. })) {
             for operand in &data.operands {
                 values[operand.index()] = true;

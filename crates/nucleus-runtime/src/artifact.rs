@@ -18,8 +18,8 @@ use thiserror::Error;
 
 use crate::checkpoint::Checkpoint;
 use crate::convert;
-use crate::quantize;
 use crate::model::{Model, ModelError, ModelText};
+use crate::quantize;
 use crate::safetensors_file::{MappedFile, SafetensorsError, StoredDType};
 use crate::safetensors_write::{TensorSpec, WriteError, write_safetensors};
 use crate::weights::{WeightSpec, stored_scales};

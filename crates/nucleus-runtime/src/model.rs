@@ -275,13 +275,11 @@ impl Model {
         last: &'static str,
     ) -> Result<Form, ModelError> {
         self.check_entry(entry)?;
-        compile_to(&self.program, &self.config, entry, options, observer, last).map_err(
-            |error| match error {
-                CompileError::Program(diagnostics) => rendered(&self.sources, &diagnostics),
-                CompileError::Pass(source) => ModelError::Pass { entry: entry.to_owned(), source },
-                error @ CompileError::NoStage { .. } => unsupported(entry, last, error.to_string()),
-            },
-        )
+        compile_to(&self.program, &self.config, entry, options, observer, last).map_err(|error| match error {
+            CompileError::Program(diagnostics) => rendered(&self.sources, &diagnostics),
+            CompileError::Pass(source) => ModelError::Pass { entry: entry.to_owned(), source },
+            error @ CompileError::NoStage { .. } => unsupported(entry, last, error.to_string()),
+        })
     }
 
     /// The name of the entry to use: the one given, or the first.

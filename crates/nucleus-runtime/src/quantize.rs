@@ -113,7 +113,11 @@ pub fn quantize(
     out: &mut [u8],
 ) -> Result<(), ConvertError> {
     check(from, bytes, channels)?;
-    assert_eq!((scales.len(), out.len()), (channels.count(), channels.elements()), "quantize: lengths differ");
+    assert_eq!(
+        (scales.len(), out.len()),
+        (channels.count(), channels.elements()),
+        "quantize: lengths differ"
+    );
     let (length, rows) = channels.rows();
     let mut rest = out;
     let mut jobs = Vec::new();

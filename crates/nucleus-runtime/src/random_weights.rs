@@ -65,9 +65,9 @@ impl RandomWeights {
     /// What the elements of a weight follow from, besides their position.
     fn key(&self, name: &str) -> u64 {
         // FNV-1a, then mixed: names that differ in a digit must not give related sequences.
-        let hash = name
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
         mix(hash ^ mix(self.seed))
     }
 }

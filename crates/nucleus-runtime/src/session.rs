@@ -526,7 +526,11 @@ impl Weights {
             return Ok((self.source.load(&stored, self.threads)?, None));
         }
         let scaled = self.source.load_scaled(spec, self.threads)?;
-        if scale == name { Ok((scaled.scales, None)) } else { Ok((scaled.values, Some((scale, scaled.scales)))) }
+        if scale == name {
+            Ok((scaled.scales, None))
+        } else {
+            Ok((scaled.values, Some((scale, scaled.scales))))
+        }
     }
 
     /// Where a weight lies that can be packed from there: aligned, in the wanted type or in a float that will do.

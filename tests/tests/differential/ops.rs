@@ -52,7 +52,9 @@ fn cases(op: &str) -> Vec<Case> {
         "or" => binary(&[DType::Bool], Op::Or),
         "not" => unary(&[DType::Bool], Op::Not),
         "select" => selects(),
-        "cast" => DType::COMPUTED.iter().flat_map(|to| unary(&DType::COMPUTED, Op::Cast { to: *to })).collect(),
+        "cast" => {
+            DType::COMPUTED.iter().flat_map(|to| unary(&DType::COMPUTED, Op::Cast { to: *to })).collect()
+        }
         "reshape" => reshapes(),
         "transpose" => transposes(),
         "broadcast" => broadcasts(),

@@ -193,8 +193,8 @@ impl State {
         let light = cost < TRANSCENDENTAL;
         let only_casts = matches!(data.op, Op::Cast { .. } | Op::Gather) && cost <= 2;
         let one_kernel = sites.windows(2).all(|pair| pair[0].kernel == pair[1].kernel);
-        let from_bytes = matches!(data.op, Op::Cast { .. })
-            && self.graph.ty(data.operands[0]).dtype == DType::I8;
+        let from_bytes =
+            matches!(data.op, Op::Cast { .. }) && self.graph.ty(data.operands[0]).dtype == DType::I8;
         let free = own == 0 && cost == 0;
         sites.iter().any(|site| {
             let fits = match site.need {
