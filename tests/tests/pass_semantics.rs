@@ -181,6 +181,7 @@ fn values(dtype: DType) -> &'static [f64] {
     match dtype {
         DType::F32 | DType::Bf16 | DType::F16 => &NUMBERS,
         DType::I32 => &INTEGERS,
+        DType::I8 => unreachable!("no op but a cast takes it, and only of weights"),
         DType::Bool => &TRUTHS,
     }
 }
@@ -249,6 +250,7 @@ fn scalar_rules_keep_every_bit() {
                         let fits = match dtype {
                             DType::I32 => constant.fract() == 0.0 && constant.abs() < 3.0,
                             DType::Bool => constant == 0.0 || constant == 1.0,
+                            DType::I8 => false,
                             DType::F32 | DType::Bf16 | DType::F16 => true,
                         };
                         let same_as = dtypes[..position].iter().position(|other| other == dtype);
@@ -304,7 +306,7 @@ fn all_numbers(dtype: DType) -> Tensor<f32> {
     let numbers = values(dtype).iter().cycle().take(count);
     let data = match dtype {
         DType::F32 | DType::Bf16 | DType::F16 => Data::Float(numbers.map(|x| *x as f32).collect()),
-        DType::I32 => Data::Int(numbers.map(|x| *x as i32).collect()),
+        DType::I32 | DType::I8 => Data::Int(numbers.map(|x| *x as i32).collect()),
         DType::Bool => Data::Bool(numbers.map(|x| *x != 0.0).collect()),
     };
     Tensor::new(dtype, vec![count], data).unwrap()

@@ -9,7 +9,7 @@ use nucleus_cpu::{
     BindError, BoundPlan, BufferPointer, BufferTable, CompileError, CpuProgram, ExecuteError, Options,
     PackSource, Profile,
 };
-use nucleus_ir::{Bindings, DType, Rate};
+use nucleus_ir::{Bindings, DType, Rate, TensorType};
 use nucleus_plan::{Anchor, BufferId, Place, Plan};
 use thiserror::Error;
 
@@ -169,13 +169,10 @@ impl Session {
         let specs = WeightSpec::list(plan.weights.iter().map(|(name, ty)| (name.as_str(), ty)));
         weights.check(&specs, options.extras)?;
         let signature = Signature::from(&plan);
+        let memory_limit = options.memory_limit.unwrap_or_else(physical_memory);
         let program = CpuProgram::compile(
             plan,
-            Options {
-                threads: options.threads.unwrap_or(0),
-                isa: None,
-                memory_limit: options.memory_limit.unwrap_or_else(physical_memory),
-            },
+            Options { threads: options.threads.unwrap_or(0), isa: None, memory_limit },
         )?;
         let table = BufferTable::new(program.plan());
         let weights = Weights { source: weights, specs, threads: program.threads().count() };
@@ -191,7 +188,7 @@ impl Session {
             last: None,
             loaded: false,
         };
-        session.bind_weights()?;
+        session.bind_weights(memory_limit)?;
         // What depends on weights alone has the same sizes whatever the dims are; where ones fit, it is computed here rather than in the
         // first run.
         let ones: Bindings = session.signature.dims.iter().map(|dim| (dim.as_str(), 1)).collect();
@@ -436,8 +433,17 @@ impl Session {
 
     /// Points the table at the weights: plain ones at copies in the plan's element type, packed ones where they lie, if they do as the plan
     /// wants them. What is left is loaded when its turn to be packed comes.
-    fn bind_weights(&mut self) -> Result<(), SessionError> {
+    fn bind_weights(&mut self, memory_limit: u64) -> Result<(), SessionError> {
         let uses = self.program.weight_uses();
+        // A source may make up weights of any size that the plan names.
+        let bytes = uses.iter().filter(|weight| weight.plain).fold(0u64, |total, weight| {
+            let buffer = self.program.plan().buffer(weight.buffer);
+            let bytes = TensorType::new(buffer.dtype, buffer.shape.clone()).bytes().ok();
+            total.saturating_add(bytes.and_then(|bytes| bytes.as_constant()).unwrap_or(i64::MAX) as u64)
+        });
+        if bytes > memory_limit {
+            return Err(ExecuteError::from(OutOfMemory { bytes: bytes as usize }).into());
+        }
         for weight in &uses {
             let wanted = self.program.plan().buffer(weight.buffer).dtype;
             if !weight.plain {

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use nucleus_cpu::Profile;
-use nucleus_ir::{Bindings, Rate};
+use nucleus_ir::{Bindings, DType, Rate};
 use nucleus_runtime::{Session, TensorMap};
 use serde_json::json;
 
@@ -56,9 +56,11 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     let kinds = arguments
         .profile
         .then(|| profile::kinds(session.plan(), &profile, timings.runs.len(), &bindings, limit));
+    let quantised = session.plan().weights.iter().any(|(_, ty)| ty.dtype == DType::I8);
     if arguments.json {
         let value = json!({
             "dtype": dtype.name(),
+            "quantised": quantised,
             "threads": session.threads(),
             "dims": bindings.iter().map(|(dim, size)| (dim.to_string(), size)).collect::<BTreeMap<_, _>>(),
             "load_s": load.as_secs_f64(),
@@ -79,8 +81,9 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     let sizes: Vec<String> = bindings.iter().map(|(dim, size)| format!("{dim}={size}")).collect();
     writeln!(
         text,
-        "{} in {dtype}, {} threads, {}",
+        "{} in {dtype}{}, {} threads, {}",
         session.plan().entry,
+        if quantised { " with int8 weights" } else { "" },
         session.threads(),
         sizes.join(" ")
     )?;

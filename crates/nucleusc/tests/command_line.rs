@@ -329,7 +329,8 @@ fn random_weights_need_no_file() {
         assert!(ran.status.success(), "{extra:?}: {}", stderr(&ran));
         serde_json::from_str::<serde_json::Value>(&stdout(&ran)).expect("JSON")
     };
-    assert_eq!(bench(&["--weights", "random", "--quantize", "int8"])["dtype"], "bf16");
+    let quantised = bench(&["--weights", "random", "--quantize", "int8"]);
+    assert_eq!((&quantised["dtype"], &quantised["quantised"]), (&"bf16".into(), &true.into()));
     assert_eq!(bench(&["--weights", "random:7", "--dtype", "f32"])["dtype"], "f32");
     let message = fails(["bench", &model, "--weights", "random:x", "--dim", "B=1", "--dim", "S=5"]);
     assert!(message.contains("`x` is not a seed"), "{message}");
