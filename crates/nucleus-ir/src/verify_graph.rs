@@ -468,6 +468,22 @@ mod tests {
     }
 
     #[test]
+    fn only_weights_are_8_bit_integers() {
+        let mut graph = sample();
+        let ty = TensorType::new(DType::I8, vec![Dim::constant(4)]);
+        graph.add_input(Input { name: "q".to_owned(), ty: ty.clone(), rate: Rate::Step, default: None });
+        let weight = graph.add_weight(Weight { name: "r".to_owned(), ty });
+        graph.outputs.push(Output { name: "r".to_owned(), value: weight });
+        assert_eq!(
+            errors(&graph),
+            ["input `q`: only weights may be i8", "output `r`: only weights may be i8"]
+        );
+        let cast = |to| graph.clone().add(Op::Cast { to }, &[weight], None);
+        assert!(DType::ALL.into_iter().all(|to| cast(to).is_ok() == to.is_float()));
+        assert!(graph.clone().add(Op::Reshape { shape: vec![Dim::constant(4)] }, &[weight], None).is_err());
+    }
+
+    #[test]
     fn constraints_are_kept() {
         let mut graph = sample();
         graph.constraints.retain(|constraint| !constraint.what.contains("inside"));

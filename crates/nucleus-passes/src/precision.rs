@@ -79,9 +79,11 @@ fn lower(graph: &Graph, compute: DType) -> Result<Graph, PassError> {
             let value = if moves_cast(graph, &demand.stored, data) {
                 let operands = product_operands(&rebuild, &narrow, graph, data)?;
                 rebuild.add(data.op.clone(), &operands, &data.scope)?
-            } else if let (Op::Cast { .. }, DType::I8) = (&data.op, graph.ty(data.operands[0]).dtype) {
+            } else if let (Op::Cast { .. }, [bytes]) = (&data.op, &data.operands[..])
+                && graph.ty(*bytes).dtype == DType::I8
+            {
                 // Every float type holds 8-bit integers: one exact cast instead of two.
-                let stored = rebuild.value(data.operands[0])?;
+                let stored = rebuild.value(*bytes)?;
                 rebuild.add(Op::Cast { to: compute }, &[stored], &data.scope)?
             } else {
                 let wide = rebuild.value(*result)?;
