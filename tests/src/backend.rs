@@ -12,18 +12,26 @@ use nucleus_runtime::{HostTensor, Signature, TensorMap};
 const GUARD: usize = 64;
 const UNWRITTEN: u8 = 0xff;
 
-/// The plan of a graph, and the graph as it was after the pass `precision`, whose rounding to `dtype` the plan keeps.
+/// The plan of a graph for products in `dtype`, and the graph whose rounding the plan keeps.
 ///
 /// # Errors
 /// What a pass, or a verifier between passes, said.
 pub fn compiled(graph: &Graph, dtype: DType) -> Result<(Plan, Graph), String> {
+    compiled_with(graph, &CompileOptions { dtype, verify: true, ..CompileOptions::default() })
+}
+
+/// The plan of a graph, and the graph as it was after the pass `quantize`, whose roundings the plan keeps.
+///
+/// # Errors
+/// As for [`compiled`].
+pub fn compiled_with(graph: &Graph, options: &CompileOptions) -> Result<(Plan, Graph), String> {
     let mut rounded = graph.clone();
     let mut observer = |pass: &'static Pass, form: &Form, _| {
-        if let ("precision", Form::Graph(graph)) = (pass.name, form) {
+        if let ("quantize", Form::Graph(graph)) = (pass.name, form) {
             rounded = graph.clone();
         }
     };
-    let plan = compile_graph(graph, &CompileOptions { dtype, verify: true }, &mut observer);
+    let plan = compile_graph(graph, options, &mut observer);
     Ok((plan.map_err(|error| error.to_string())?, rounded))
 }
 
@@ -190,7 +198,12 @@ impl Backend {
             unsafe { self.program.execute(bound, rate, table, None) }.map_err(|error| error.to_string())?;
             if rate == Rate::Model && self.pack_first {
                 // SAFETY: as above.
-                unsafe { self.program.prepare(table, &mut |_| {}) }.map_err(|error| error.to_string())?;
+                let packed = unsafe {
+                    self.program
+                        .pack_weights(table, &mut |_: &str| {})
+                        .and_then(|()| self.program.pack_values(table))
+                };
+                packed.map_err(|error| error.to_string())?;
                 for weight in self.program.weight_uses().iter().filter(|weight| !weight.plain) {
                     table.clear(weight.buffer);
                 }

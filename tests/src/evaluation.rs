@@ -27,12 +27,27 @@ impl MadeUp {
                 Data::Float(numbers.map(|z| F::from_f64((z >> 56) as f64 / 128.0 - 1.0)).collect())
             }
             DType::I32 => Data::Int(numbers.map(|z| (z >> 63) as i32).collect()),
+            // The floats above in units of 2⁻⁷.
+            DType::I8 => Data::Int(numbers.map(|z| (z >> 56) as i32 - 128).collect()),
             DType::Bool => Data::Bool(numbers.map(|z| z >> 62 != 0).collect()),
         };
         Tensor::new(ty.dtype, shape, data).ok()
     }
 
-    /// The graph's outputs on made-up inputs and weights, the same weights whatever float type the graph stores them in.
+    /// A weight of a graph; a quantised one times its scale is the weight that a float would be.
+    pub fn weight<F: Real>(&self, graph: &Graph, name: &str) -> Option<Tensor<F>> {
+        let ty = |name: &str| Some(&graph.weights.iter().find(|weight| weight.name == name)?.ty);
+        let tensor = self.tensor(name, ty(name)?, &Bindings::new())?;
+        match name.strip_suffix(".scale").and_then(ty) {
+            Some(scaled) if scaled.dtype == DType::I8 => {
+                let scales = vec![F::from_f64(1.0 / 128.0); tensor.len()];
+                Tensor::new(tensor.dtype(), tensor.shape().to_vec(), Data::Float(scales)).ok()
+            }
+            _ => Some(tensor),
+        }
+    }
+
+    /// The graph's outputs on made-up inputs and weights, the same weights whatever type the graph stores them in.
     ///
     /// # Errors
     ///
@@ -47,10 +62,7 @@ impl MadeUp {
             .iter()
             .filter_map(|input| Some((input.name.clone(), self.tensor(&input.name, &input.ty, dims)?)))
             .collect();
-        let weights = |name: &str| {
-            let weight = graph.weights.iter().find(|weight| weight.name == name)?;
-            self.tensor(name, &weight.ty, dims)
-        };
+        let weights = |name: &str| self.weight(graph, name);
         evaluate(graph, dims, &inputs, &weights, &Options::default())
     }
 }

@@ -6,7 +6,7 @@ use nucleus_ir::{DType, Op, ScalarOp};
 pub fn scalar_ops() -> Vec<Op> {
     let named =
         ScalarOp::ALL.map(|scalar| Op::new(scalar.name(), &[]).expect("a scalar op has no attributes"));
-    named.into_iter().chain(DType::ALL.map(|to| Op::Cast { to })).collect()
+    named.into_iter().chain(DType::COMPUTED.map(|to| Op::Cast { to })).collect()
 }
 
 /// Every list of operand types that an element-wise op takes.
@@ -14,7 +14,7 @@ pub fn operand_types(op: &Op) -> Vec<Vec<DType>> {
     let scalar = op.scalar().expect("an element-wise op");
     let mut lists = vec![Vec::new()];
     for _ in 0..scalar.arity() {
-        let longer = |list: &Vec<DType>| DType::ALL.map(|dtype| [list.as_slice(), &[dtype]].concat());
+        let longer = |list: &Vec<DType>| DType::COMPUTED.map(|dtype| [list.as_slice(), &[dtype]].concat());
         lists = lists.iter().flat_map(longer).collect();
     }
     lists.retain(|list| scalar.result(list).is_some());

@@ -26,6 +26,7 @@ pub fn random_tensor(ty: &TensorType, dims: &Bindings, seed: u64) -> Result<Host
         DType::I32 => {
             HostTensor::from_i32(&shape, &numbers.map(|z| (z >> 61) as i32 - 3).collect::<Vec<_>>())
         }
+        DType::I8 => HostTensor::from_i8(&shape, &numbers.map(|z| (z >> 56) as i8).collect::<Vec<_>>()),
         DType::Bool => HostTensor::from_bool(&shape, &numbers.map(|z| z >> 62 != 0).collect::<Vec<_>>()),
     };
     tensor.map_err(|error| error.to_string())
@@ -54,6 +55,7 @@ pub fn evaluated<F: Real>(tensor: &HostTensor) -> Tensor<F> {
             Data::Float(tensor.to_f32_vec().into_iter().map(|x| F::from_f64(f64::from(x))).collect())
         }
         DType::I32 => Data::Int(tensor.as_i32().map(<[i32]>::to_vec).unwrap_or_default()),
+        DType::I8 => Data::Int(tensor.as_i8().unwrap_or_default().iter().map(|x| i32::from(*x)).collect()),
         DType::Bool => Data::Bool(tensor.as_bool().map(<[bool]>::to_vec).unwrap_or_default()),
     };
     Tensor::new(tensor.dtype(), tensor.shape().to_vec(), data).unwrap_or_else(|error| panic!("{error}"))

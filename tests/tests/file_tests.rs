@@ -3,6 +3,7 @@
 //! ```text
 //! // test: simplify          the command: `parse`, `verify`, `run`, or the last pass to run
 //! // dtype: bf16             compute dtype; f32 without it
+//! // quantize: 64            weights with at least so many elements become int8, if they qualify; none without it
 //! // set: num_layers=2       a config value, as on the command line; may be repeated
 //! // entry: loss             the entry; the first one without it
 //! // dims: B=2, S=5          evaluate before and after the passes, plans too: all must give the same answer
@@ -25,10 +26,12 @@ use std::path::{Path, PathBuf};
 use libtest_mimic::{Arguments, Failed, Trial};
 use nucleus_interp::{Data, Options, Real, Tensor, evaluate};
 use nucleus_ir::diagnostics::{has_errors, render};
+use nucleus_ir::graph::{Input, Weight};
 use nucleus_ir::source::SourceMap;
 use nucleus_ir::{Bindings, DType, Graph, TensorType};
 use nucleus_passes::elaborate::{Config, Program, elaborate};
 use nucleus_passes::pipeline::{CompileError, CompileOptions, Form, compile_to};
+use nucleus_passes::quantize::Quantize;
 use nucleus_plan::{Plan, reference};
 use nucleus_tests::evaluation::{MadeUp, largest_difference};
 
@@ -66,6 +69,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 struct Directives {
     test: String,
     dtype: Option<DType>,
+    quantize: Option<Quantize>,
     settings: Vec<String>,
     entry: Option<String>,
     dims: Option<Bindings>,
@@ -92,6 +96,10 @@ impl Directives {
                 ["dtype"] => {
                     let dtype = DType::from_name(value).ok_or_else(|| format!("no dtype `{value}`"))?;
                     directives.dtype = Some(dtype);
+                }
+                ["quantize"] => {
+                    let least_elements = value.parse().map_err(|_| format!("`{value}` is not a count"))?;
+                    directives.quantize = Some(Quantize { least_elements });
                 }
                 ["set"] => directives.settings.push(value.to_owned()),
                 ["entry"] => directives.entry = Some(value.to_owned()),
@@ -185,7 +193,11 @@ fn entry<'a>(program: &'a Program, directives: &'a Directives) -> Result<&'a str
 }
 
 fn compile(sources: &SourceMap, program: &Program, directives: &Directives) -> Outcome {
-    let options = CompileOptions { dtype: directives.dtype.unwrap_or(DType::F32), verify: true };
+    let options = CompileOptions {
+        dtype: directives.dtype.unwrap_or(DType::F32),
+        quantize: directives.quantize,
+        verify: true,
+    };
     let mut elaborated = None;
     let mut last_graph = None;
     let mut observer = |pass: &'static nucleus_passes::pipeline::Pass, form: &Form, _| {
@@ -216,12 +228,16 @@ fn compile(sources: &SourceMap, program: &Program, directives: &Directives) -> O
 fn plan_answer(graph: &Graph, plan: &Plan, dims: &Bindings, compute: DType) -> Result<(), String> {
     let made_up = MadeUp::default();
     let want = made_up.outputs::<f32>(graph, dims).map_err(|error| format!("graph: {error}"))?;
-    let elements = |name: &str, ty: &TensorType| {
-        let tensor = made_up.tensor::<f64>(name, ty, dims)?;
-        Some((name.to_owned(), numbers(tensor.data())))
+    let input = |input: &Input| {
+        let tensor = made_up.tensor::<f64>(&input.name, &input.ty, dims)?;
+        Some((input.name.clone(), numbers(tensor.data())))
     };
-    let inputs = graph.inputs.iter().filter_map(|input| elements(&input.name, &input.ty)).collect();
-    let weights = graph.weights.iter().filter_map(|weight| elements(&weight.name, &weight.ty)).collect();
+    let weight = |weight: &Weight| {
+        let tensor = made_up.weight::<f64>(graph, &weight.name)?;
+        Some((weight.name.clone(), numbers(tensor.data())))
+    };
+    let inputs = graph.inputs.iter().filter_map(input).collect();
+    let weights = graph.weights.iter().filter_map(weight).collect();
     let got = reference::evaluate(plan, dims, &inputs, &weights).map_err(|error| format!("plan: {error}"))?;
     let got: Vec<_> = want
         .iter()
@@ -301,7 +317,7 @@ fn tensor(elements: &[f64], ty: &TensorType, dims: &Bindings) -> Result<Tensor<f
     let shape: Vec<usize> = sizes.collect::<Option<_>>().ok_or_else(|| format!("{ty} has unbound sizes"))?;
     let data = match ty.dtype {
         DType::F32 | DType::Bf16 | DType::F16 => Data::Float(elements.iter().map(|x| *x as f32).collect()),
-        DType::I32 => Data::Int(elements.iter().map(|x| *x as i32).collect()),
+        DType::I32 | DType::I8 => Data::Int(elements.iter().map(|x| *x as i32).collect()),
         DType::Bool => Data::Bool(elements.iter().map(|x| *x != 0.0).collect()),
     };
     Tensor::new(ty.dtype, shape, data).map_err(|error| error.to_string())

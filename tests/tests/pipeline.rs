@@ -40,7 +40,7 @@ fn every_pass_has_its_own_name_and_a_folder_of_file_tests() {
 #[test]
 fn every_pass_runs_once_in_order_and_is_timed() {
     let mut timings: Vec<PassTiming> = Vec::new();
-    let options = CompileOptions { dtype: DType::Bf16, verify: true };
+    let options = CompileOptions { dtype: DType::Bf16, verify: true, ..CompileOptions::default() };
     let plan =
         compile_entry(&model(), &config(&["num_layers=4"]), "velocity", &options, &mut timings).unwrap();
     assert_eq!(plan.entry, "velocity");
@@ -70,13 +70,13 @@ fn an_error_of_elaboration_keeps_its_message() {
 
 #[test]
 fn the_compute_dtype_must_be_a_float() {
-    let options = CompileOptions { dtype: DType::I32, verify: true };
+    let options = CompileOptions { dtype: DType::I32, verify: true, ..CompileOptions::default() };
     let error = compile_to(&model(), &config(&["num_layers=1"]), "velocity", &options, &mut (), "precision");
     assert_eq!(error.unwrap_err().to_string(), "the compute dtype must be f32, bf16 or f16, not i32");
 }
 
 fn released(last: &str) -> Graph {
-    let options = CompileOptions { dtype: DType::Bf16, verify: true };
+    let options = CompileOptions { dtype: DType::Bf16, verify: true, ..CompileOptions::default() };
     match compile_to(&model(), &Config::new(), "velocity", &options, &mut (), last).unwrap() {
         Form::Graph(graph) => graph,
         Form::Plan(_) => unreachable!("`{last}` is a pass from graph to graph"),
@@ -140,7 +140,7 @@ fn every_stage_of_the_released_model_reads_back() {
                     }
                 }
             };
-        let options = CompileOptions { dtype, verify: true };
+        let options = CompileOptions { dtype, verify: true, ..CompileOptions::default() };
         compile_entry(&model(), &Config::new(), "velocity", &options, &mut observer).unwrap();
         assert_eq!(stages, PASSES.len());
     }

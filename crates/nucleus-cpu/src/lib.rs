@@ -8,4 +8,4 @@ pub mod program;
 pub mod threads;
 
 pub use executor::{BindError, BoundPlan, BufferPointer, BufferTable, CompileError, ExecuteError, Profile};
-pub use program::{CpuProgram, Options, WeightUse};
+pub use program::{CpuProgram, Options, PackSource, WeightUse};

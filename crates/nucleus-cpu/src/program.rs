@@ -1,6 +1,6 @@
 //! A plan compiled for this machine.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nucleus_ir::{Bindings, DType, Dim, Rate};
@@ -12,7 +12,7 @@ use crate::executor::compiled::{CompiledKernel, Source, compile_kernel, element}
 use crate::executor::pack::{PackJob, RightFactor, pack_items};
 use crate::executor::slots::slots;
 use crate::executor::{
-    BindError, BoundAccess, BoundPlan, BufferTable, CompileError, ExecuteError, points, range,
+    BindError, BoundAccess, BoundPlan, BufferPointer, BufferTable, CompileError, ExecuteError, points, range,
 };
 use crate::kernels::{Element, Isa, Operand, Packing, packed_bytes};
 use crate::threads::Threads;
@@ -43,10 +43,39 @@ pub struct WeightUse {
     pub buffer: BufferId,
     /// Launches read it where it lies, in the plan's type: its memory must stay.
     pub plain: bool,
-    /// It is packed by [`CpuProgram::prepare`]: if it is not also plain, its memory may go afterwards.
+    /// It is packed by [`CpuProgram::pack_weights`]: if it is not also plain, its memory may go afterwards.
     pub packed: bool,
     /// It may be stored as any float type.
     pub any_float: bool,
+}
+
+/// Where weights to be packed come from, if they do not lie in memory as a whole.
+pub trait PackSource {
+    /// Why a weight cannot be given.
+    type Error: From<ExecuteError>;
+
+    /// The memory of a weight, valid until the source is called again.
+    ///
+    /// # Errors
+    /// The weight cannot be given.
+    fn load(&mut self, buffer: BufferId, weight: &str) -> Result<BufferPointer, Self::Error>;
+
+    /// All uses of a weight are packed.
+    fn packed(&mut self, weight: &str);
+}
+
+/// Weights that all lie in memory: the function hears which are packed.
+impl<F: FnMut(&str)> PackSource for F {
+    type Error = ExecuteError;
+
+    fn load(&mut self, buffer: BufferId, weight: &str) -> Result<BufferPointer, ExecuteError> {
+        let why = "it has no memory".to_owned();
+        Err(ExecuteError::Buffer { buffer: buffer.0, name: format!(" (weight `{weight}`)"), why })
+    }
+
+    fn packed(&mut self, weight: &str) {
+        self(weight);
+    }
 }
 
 /// A right factor that is packed once.
@@ -208,50 +237,83 @@ impl CpuProgram {
         uses
     }
 
-    /// Bytes that [`CpuProgram::prepare`] takes for packed factors.
+    /// Bytes that [`CpuProgram::pack_weights`] and [`CpuProgram::pack_values`] take for packed factors.
     pub fn packed_bytes(&self) -> usize {
         self.prepacked.iter().fold(0, |total, pack| total.saturating_add(pack.layout.bytes()))
     }
 
-    /// Packs every right factor that does not change after the stage `model`, weights first come first served; run it when that stage
-    /// has run. `packed` hears each weight's name when all its uses are packed. Launches run without it too, packing each time.
+    /// Packs every right factor that is a weight, one weight after the other. `source` gives those that have no memory in the table, and
+    /// hears when all uses of a weight are packed. Launches run without it too, packing each time.
     ///
     /// # Errors
-    /// A buffer is missing, too small, or of a type that cannot be converted.
+    /// What the source says; or a buffer is too small, or of a type that cannot be converted.
+    ///
+    /// # Safety
+    /// As for [`CpuProgram::execute`]; what the source gives has as much memory as it says until the source is called again.
+    pub unsafe fn pack_weights<S: PackSource + ?Sized>(
+        &mut self,
+        table: &BufferTable,
+        source: &mut S,
+    ) -> Result<(), S::Error> {
+        let bytes = self.packed_bytes();
+        if bytes as u64 > self.memory_limit {
+            return Err(ExecuteError::from(OutOfMemory { bytes }).into());
+        }
+        let mut packs: BTreeMap<BufferId, Vec<usize>> = BTreeMap::new();
+        for (position, pack) in self.prepacked.iter().enumerate() {
+            packs.entry(pack.key.buffer).or_default().push(position);
+        }
+        for (buffer, positions) in packs {
+            let Place::Weight(name) = &self.plan.buffer(buffer).place else { continue };
+            let name = name.clone();
+            let pointer = match table.get(buffer) {
+                Some(pointer) => pointer,
+                None => source.load(buffer, &name)?,
+            };
+            for position in positions {
+                // SAFETY: passed on.
+                unsafe { self.pack(position, Some(pointer))? };
+            }
+            source.packed(&name);
+        }
+        Ok(())
+    }
+
+    /// Packs every right factor that is a value of the stage `model`; run it when that stage has run.
+    ///
+    /// # Errors
+    /// A buffer is missing or too small.
     ///
     /// # Safety
     /// As for [`CpuProgram::execute`].
-    pub unsafe fn prepare(
-        &mut self,
-        table: &BufferTable,
-        packed: &mut dyn FnMut(&str),
-    ) -> Result<(), ExecuteError> {
-        let bytes = self.packed_bytes();
-        if bytes as u64 > self.memory_limit {
-            return Err(OutOfMemory { bytes }.into());
-        }
-        let mut order: Vec<usize> = (0..self.prepacked.len()).collect();
-        order.sort_by_key(|&position| self.prepacked[position].key.buffer);
-        for (place, &position) in order.iter().enumerate() {
-            // SAFETY: passed on.
-            unsafe { self.pack(position, table)? };
+    pub unsafe fn pack_values(&mut self, table: &BufferTable) -> Result<(), ExecuteError> {
+        for position in 0..self.prepacked.len() {
             let buffer = self.prepacked[position].key.buffer;
-            let last = order.get(place + 1).is_none_or(|&next| self.prepacked[next].key.buffer != buffer);
-            if let (true, Place::Weight(name)) = (last, &self.plan.buffer(buffer).place) {
-                packed(name);
+            if !matches!(self.plan.buffer(buffer).place, Place::Weight(_)) {
+                // SAFETY: passed on.
+                unsafe { self.pack(position, table.get(buffer))? };
             }
         }
         Ok(())
     }
 
-    unsafe fn pack(&mut self, position: usize, table: &BufferTable) -> Result<(), ExecuteError> {
+    /// Packs one factor from the memory of its buffer.
+    ///
+    /// # Safety
+    /// As for [`CpuProgram::pack_weights`].
+    unsafe fn pack(&mut self, position: usize, memory: Option<BufferPointer>) -> Result<(), ExecuteError> {
         let Prepacked { key, layout, .. } = &self.prepacked[position];
         let buffer = self.plan.buffer(key.buffer);
         let name = || crate::executor::buffer_name(&self.plan, key.buffer);
         let fail = |why: String| Err(ExecuteError::Buffer { buffer: key.buffer.0, name: name(), why });
-        let Some(pointer) = table.get(key.buffer) else { return fail("it has no memory".to_owned()) };
+        let Some(pointer) = memory else { return fail("it has no memory".to_owned()) };
         let stored = match element(pointer.dtype) {
-            Some(stored) if pointer.dtype == buffer.dtype || any_float(buffer.dtype, key.operand) => stored,
+            Some(stored)
+                if pointer.dtype == buffer.dtype
+                    || float_will_do(pointer.dtype, buffer.dtype, key.operand) =>
+            {
+                stored
+            }
             _ => return Err(ExecuteError::stored_type(key.buffer.0, name(), pointer.dtype, buffer.dtype)),
         };
         let elements = constant_elements(&self.plan, key.buffer).unwrap_or(i64::MAX as i128);
@@ -350,6 +412,11 @@ impl CpuProgram {
             self.prepacked.len() - 1
         }))
     }
+}
+
+/// Whether packing may read elements of type `stored` in place of the plan's.
+fn float_will_do(stored: DType, planned: DType, operand: Operand) -> bool {
+    stored.is_float() && any_float(planned, operand)
 }
 
 /// Whether packing may read any float type in place of the plan's: the operand type is the plan's, so that both ways round once.

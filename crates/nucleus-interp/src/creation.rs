@@ -11,7 +11,7 @@ use crate::tensor::Data;
 pub(crate) fn full<F: Real>(value: f64, dtype: DType, count: usize) -> Data<F> {
     match dtype {
         DType::F32 | DType::Bf16 | DType::F16 => Data::Float(vec![F::from_f64(value); count]),
-        DType::I32 => Data::Int(vec![value as i32; count]),
+        DType::I32 | DType::I8 => Data::Int(vec![value as i32; count]),
         DType::Bool => Data::Bool(vec![value != 0.0; count]),
     }
 }

@@ -51,9 +51,9 @@ pub(crate) fn cast<F: Real>(x: &Data<F>, to: DType) -> Data<F> {
         (DType::F32 | DType::Bf16 | DType::F16, Bool(x)) => {
             Float(map(x, |x| if x { F::ONE } else { F::ZERO }))
         }
-        (DType::I32, Float(x)) => Int(map(x, F::to_i32)),
-        (DType::I32, Int(x)) => Int(x.clone()),
-        (DType::I32, Bool(x)) => Int(map(x, i32::from)),
+        (DType::I32 | DType::I8, Float(x)) => Int(map(x, F::to_i32)),
+        (DType::I32 | DType::I8, Int(x)) => Int(x.clone()),
+        (DType::I32 | DType::I8, Bool(x)) => Int(map(x, i32::from)),
         (DType::Bool, Float(x)) => Bool(map(x, |x| x != F::ZERO)),
         (DType::Bool, Int(x)) => Bool(map(x, |x| x != 0)),
         (DType::Bool, Bool(x)) => Bool(x.clone()),

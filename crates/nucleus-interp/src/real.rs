@@ -102,7 +102,7 @@ macro_rules! real {
                 match dtype {
                     DType::Bf16 => bf16::from_f32($round(self)).to_f32().into(),
                     DType::F16 => f16::from_f32($round(self)).to_f32().into(),
-                    DType::F32 | DType::I32 | DType::Bool => self,
+                    DType::F32 | DType::I32 | DType::Bool | DType::I8 => self,
                 }
             }
             fn abs(self) -> Self {

@@ -38,7 +38,7 @@ impl<F> Data<F> {
     pub(crate) fn empty(dtype: DType) -> Data<F> {
         match dtype {
             DType::F32 | DType::Bf16 | DType::F16 => Data::Float(Vec::new()),
-            DType::I32 => Data::Int(Vec::new()),
+            DType::I32 | DType::I8 => Data::Int(Vec::new()),
             DType::Bool => Data::Bool(Vec::new()),
         }
     }
@@ -87,6 +87,7 @@ impl<F: Real> Tensor<F> {
         let fits = match dtype {
             DType::F32 | DType::Bf16 | DType::F16 => matches!(data, Data::Float(_)),
             DType::I32 => matches!(data, Data::Int(_)),
+            DType::I8 => matches!(&data, Data::Int(x) if x.iter().all(|x| i8::try_from(*x).is_ok())),
             DType::Bool => matches!(data, Data::Bool(_)),
         };
         if !fits {
@@ -221,7 +222,8 @@ pub(crate) fn element_count(shape: &[usize]) -> Option<usize> {
 pub(crate) fn element_bytes<F>(dtype: DType) -> u64 {
     match dtype {
         DType::F32 | DType::Bf16 | DType::F16 => size_of::<F>() as u64,
-        DType::I32 => 4,
+        // Held like every integer.
+        DType::I32 | DType::I8 => 4,
         DType::Bool => 1,
     }
 }

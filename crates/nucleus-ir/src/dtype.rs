@@ -17,18 +17,23 @@ pub enum DType {
     I32,
     /// One byte, 0 or 1.
     Bool,
+    /// Two's complement 8-bit integer: quantised weights. Nothing computes in it; it is cast to a float where it is used.
+    I8,
 }
 
 impl DType {
     /// Every element type, in the order of declaration.
-    pub const ALL: [DType; 5] = [DType::F32, DType::Bf16, DType::F16, DType::I32, DType::Bool];
+    pub const ALL: [DType; 6] = [DType::F32, DType::Bf16, DType::F16, DType::I32, DType::Bool, DType::I8];
+
+    /// The types that values may have other than weights: all but `i8`.
+    pub const COMPUTED: [DType; 5] = [DType::F32, DType::Bf16, DType::F16, DType::I32, DType::Bool];
 
     /// Bytes per element.
     pub const fn size(self) -> usize {
         match self {
             DType::F32 | DType::I32 => 4,
             DType::Bf16 | DType::F16 => 2,
-            DType::Bool => 1,
+            DType::Bool | DType::I8 => 1,
         }
     }
 
@@ -45,6 +50,7 @@ impl DType {
             DType::F16 => "f16",
             DType::I32 => "i32",
             DType::Bool => "bool",
+            DType::I8 => "i8",
         }
     }
 

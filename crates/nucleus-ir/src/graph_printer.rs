@@ -107,7 +107,7 @@ impl<'a> Printer<'a> {
             text.push_str(" optional = ");
             match input.ty.dtype {
                 DType::Bool => write!(text, "{}", default.0 != 0.0)?,
-                DType::I32 => write!(text, "{}", default.0 as i64)?,
+                DType::I32 | DType::I8 => write!(text, "{}", default.0 as i64)?,
                 DType::F32 | DType::Bf16 | DType::F16 => print_float(text, default)?,
             }
         }

@@ -145,6 +145,11 @@ struct Rule<'a> {
 impl Rule<'_> {
     fn infer(&self) -> Result<Vec<TensorType>, TypeError> {
         self.check_arity()?;
+        // Quantised weights are cast to a float where they are used: no other op reads them, so that none has to store them.
+        let quantised = self.operands.iter().any(|operand| operand.dtype == DType::I8);
+        if quantised && !matches!(self.op, Op::Cast { .. }) {
+            return Err(self.dtype_error());
+        }
         if let Some(scalar) = self.op.scalar() {
             let dtypes: Vec<DType> = self.operands.iter().map(|operand| operand.dtype).collect();
             let dtype = scalar.result(&dtypes).ok_or_else(|| self.dtype_error())?;
@@ -160,6 +165,7 @@ impl Rule<'_> {
                 let fits = match dtype {
                     DType::I32 => value.0.fract() == 0.0 && value.0.abs() <= f64::from(i32::MAX),
                     DType::Bool => value.0 == 0.0 || value.0 == 1.0,
+                    DType::I8 => false,
                     _ => true,
                 };
                 if !fits {

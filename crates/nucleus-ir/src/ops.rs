@@ -370,7 +370,7 @@ ops! {
     /// `y` where the condition holds, else `z`, element by element.
     Select = "select" (condition, y, z) -> "bool[s], T[s], T[s] → T[s]", scalar ScalarOp::Select;
     /// Conversion to another element type: floats round to nearest even; a float becomes an `i32` by truncation, saturating, NaN as 0;
-    /// a boolean becomes 0 or 1; a number becomes `x ≠ 0`.
+    /// a boolean becomes 0 or 1; a number becomes `x ≠ 0`. An `i8` becomes a float of the same value; nothing becomes an `i8`.
     Cast = "cast" (x) { /// The element type of the result.
         to: DType } -> "T[s] → to[s]";
 

@@ -57,7 +57,7 @@ pub enum ScalarOp {
     /// `y` where the boolean `x` is true, else `z`.
     Select,
     /// Conversion: floats round to nearest even, float to `i32` truncates and saturates (NaN gives 0), booleans become 0 or 1,
-    /// numbers become `x ≠ 0`.
+    /// numbers become `x ≠ 0`. An `i8` becomes a float; nothing becomes an `i8`.
     Cast(DType),
 }
 
@@ -159,14 +159,21 @@ impl ScalarOp {
         use ScalarOp::*;
         match (self, operands) {
             (Exp | Log | Sqrt | Rsqrt | Tanh | Sigmoid | Sin | Cos, [x]) if x.is_float() => Some(*x),
-            (Neg | Abs, [x]) if *x != DType::Bool => Some(*x),
+            (Neg | Abs, [x]) if computes(*x) => Some(*x),
             (Not, [DType::Bool]) => Some(DType::Bool),
+            (Cast(DType::I8), _) => None,
+            (Cast(to), [DType::I8]) => to.is_float().then_some(to),
             (Cast(to), [_]) => Some(to),
-            (Add | Sub | Mul | Div | Max | Min, [x, y]) if x == y && *x != DType::Bool => Some(*x),
-            (Less | LessEqual | Equal, [x, y]) if x == y => Some(DType::Bool),
+            (Add | Sub | Mul | Div | Max | Min, [x, y]) if x == y && computes(*x) => Some(*x),
+            (Less | LessEqual | Equal, [x, y]) if x == y && *x != DType::I8 => Some(DType::Bool),
             (And | Or, [DType::Bool, DType::Bool]) => Some(DType::Bool),
-            (Select, [DType::Bool, y, z]) if y == z => Some(*y),
+            (Select, [DType::Bool, y, z]) if y == z && *y != DType::I8 => Some(*y),
             _ => None,
         }
     }
+}
+
+/// True for the types that arithmetic is defined for: all but truth values and quantised weights.
+fn computes(dtype: DType) -> bool {
+    !matches!(dtype, DType::Bool | DType::I8)
 }

@@ -321,7 +321,7 @@ impl<'a> Generator<'a> {
     }
 
     fn cast(&mut self) -> Option<()> {
-        let to = DType::ALL[self.below(DType::ALL.len())];
+        let to = DType::COMPUTED[self.below(DType::COMPUTED.len())];
         let x = self.pick(|generator, value| to.is_float() || generator.exact.contains(&value))?;
         self.add(Op::Cast { to }, &[x]).map(|_| ())
     }

@@ -66,6 +66,9 @@ pub enum Problem {
         /// The element type.
         dtype: DType,
     },
+    /// An input or output of 8-bit integers, which only weights may be.
+    #[error("only weights may be i8")]
+    Quantised,
     /// A weight whose shape is symbolic, empty along an axis, or too large.
     #[error("shape {0} is not one of constant, positive sizes with fewer than 2^63 elements")]
     WeightShape(String),
@@ -189,11 +192,15 @@ impl<'a> Verifier<'a> {
                     DType::I32 => value.fract() == 0.0 && value.abs() <= f64::from(i32::MAX),
                     DType::Bool => value == 0.0 || value == 1.0,
                     DType::F32 | DType::Bf16 | DType::F16 => true,
+                    DType::I8 => false,
                 };
                 if !fits {
                     let problem = Problem::Default { default: default.to_string(), dtype: input.ty.dtype };
                     self.report(place.clone(), problem);
                 }
+            }
+            if input.ty.dtype == DType::I8 {
+                self.report(place.clone(), Problem::Quantised);
             }
             self.symbols(&place, &input.ty.shape);
         }
@@ -335,8 +342,10 @@ impl<'a> Verifier<'a> {
             if !names.insert(&output.name) {
                 self.report(place.clone(), Problem::Duplicate(output.name.clone()));
             }
-            if output.value.index() >= self.values.len() {
-                self.report(place, Problem::NoValue(output.value.index()));
+            match self.values.get(output.value.index()) {
+                None => self.report(place, Problem::NoValue(output.value.index())),
+                Some(data) if data.ty.dtype == DType::I8 => self.report(place, Problem::Quantised),
+                Some(_) => {}
             }
         }
     }
@@ -456,6 +465,22 @@ mod tests {
                 "weight `v`: shape [B, 0] is not one of constant, positive sizes with fewer than 2^63 elements",
             ]
         );
+    }
+
+    #[test]
+    fn only_weights_are_8_bit_integers() {
+        let mut graph = sample();
+        let ty = TensorType::new(DType::I8, vec![Dim::constant(4)]);
+        graph.add_input(Input { name: "q".to_owned(), ty: ty.clone(), rate: Rate::Step, default: None });
+        let weight = graph.add_weight(Weight { name: "r".to_owned(), ty });
+        graph.outputs.push(Output { name: "r".to_owned(), value: weight });
+        assert_eq!(
+            errors(&graph),
+            ["input `q`: only weights may be i8", "output `r`: only weights may be i8"]
+        );
+        let cast = |to| graph.clone().add(Op::Cast { to }, &[weight], None);
+        assert!(DType::ALL.into_iter().all(|to| cast(to).is_ok() == to.is_float()));
+        assert!(graph.clone().add(Op::Reshape { shape: vec![Dim::constant(4)] }, &[weight], None).is_err());
     }
 
     #[test]

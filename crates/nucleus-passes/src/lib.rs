@@ -8,6 +8,7 @@ pub mod group;
 pub mod merge;
 pub mod pipeline;
 pub mod precision;
+pub mod quantize;
 pub mod rewrite;
 pub mod route;
 pub mod schedule;

@@ -19,6 +19,7 @@ use crate::fuse::fuse;
 use crate::group::group;
 use crate::merge::merge;
 use crate::precision::precision;
+use crate::quantize::{Quantize, quantize};
 use crate::route::route;
 use crate::schedule::schedule;
 use crate::simplify::simplify;
@@ -64,6 +65,11 @@ pub const PASSES: &[Pass] = &[
         name: "precision",
         about: "stores weights and multiplies in the compute dtype; norms, softmax, angles and routing stay f32",
         kind: PassKind::Graph(|graph, options| precision(graph, options.dtype)),
+    },
+    Pass {
+        name: "quantize",
+        about: "if asked to, stores large weights of products as int8 with a scale per output channel",
+        kind: PassKind::Graph(|graph, options| quantize(graph, options.quantize.as_ref())),
     },
     Pass {
         name: "stage",
@@ -112,14 +118,16 @@ pub fn pass(name: &str) -> Option<&'static Pass> {
 pub struct CompileOptions {
     /// The dtype in which weights are stored and products taken.
     pub dtype: DType,
+    /// Which weights become 8-bit integers; `None` for none.
+    pub quantize: Option<Quantize>,
     /// Verify between passes in release builds too.
     pub verify: bool,
 }
 
 impl Default for CompileOptions {
-    /// `f32`, verified in debug builds only.
+    /// `f32`, nothing quantised, verified in debug builds only.
     fn default() -> CompileOptions {
-        CompileOptions { dtype: DType::F32, verify: false }
+        CompileOptions { dtype: DType::F32, quantize: None, verify: false }
     }
 }
 

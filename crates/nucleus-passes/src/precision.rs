@@ -79,6 +79,12 @@ fn lower(graph: &Graph, compute: DType) -> Result<Graph, PassError> {
             let value = if moves_cast(graph, &demand.stored, data) {
                 let operands = product_operands(&rebuild, &narrow, graph, data)?;
                 rebuild.add(data.op.clone(), &operands, &data.scope)?
+            } else if let (Op::Cast { .. }, [bytes]) = (&data.op, &data.operands[..])
+                && graph.ty(*bytes).dtype == DType::I8
+            {
+                // Every float type holds 8-bit integers: one exact cast instead of two.
+                let stored = rebuild.value(*bytes)?;
+                rebuild.add(Op::Cast { to: compute }, &[stored], &data.scope)?
             } else {
                 let wide = rebuild.value(*result)?;
                 rebuild.add(Op::Cast { to: compute }, &[wide], &data.scope)?
@@ -114,6 +120,23 @@ fn moves_cast(graph: &Graph, stored: &[bool], node: &NodeData) -> bool {
     }
 }
 
+/// For every node, whether routing follows from it with no product in between.
+pub(crate) fn routing(graph: &Graph) -> Vec<bool> {
+    let mut values = vec![false; graph.value_count()];
+    let mut nodes = vec![false; graph.node_count()];
+    for (node, data) in graph.nodes().rev() {
+        let routes = data.results.iter().any(|result| values[result.index()]);
+        nodes[node.index()] = routes;
+        let product = matches!(data.op, Op::Matmul { .. } | Op::GroupedMatmul { .. } | Op::Attention { .. });
+        if !product && (routes || matches!(data.op, Op::ExpertChoice { .. })) {
+            for operand in &data.operands {
+                values[operand.index()] = true;
+            }
+        }
+    }
+    nodes
+}
+
 /// What is wanted of the source graph.
 struct Demand {
     /// For every node, whether it is a product in the compute dtype.
@@ -138,10 +161,9 @@ impl Demand {
 
         let mut product = vec![false; graph.node_count()];
         let mut narrow = vec![false; graph.value_count()];
-        // Values that routing follows from, with no product in between.
-        let mut routing = vec![false; graph.value_count()];
+        let routing = routing(graph);
         for (node, data) in graph.nodes().rev() {
-            let routes = data.results.iter().any(|result| routing[result.index()]);
+            let routes = routing[node.index()];
             match data.op {
                 Op::Matmul { .. } | Op::GroupedMatmul { .. } | Op::Attention { .. } => {
                     product[node.index()] = !routes;
@@ -150,11 +172,6 @@ impl Demand {
                     }
                 }
                 _ => {
-                    if routes || matches!(data.op, Op::ExpertChoice { .. }) {
-                        for operand in &data.operands {
-                            routing[operand.index()] = true;
-                        }
-                    }
                     if data.results.iter().any(|result| narrow[result.index()])
                         && moves_cast(graph, &stored, data)
                     {

@@ -59,6 +59,11 @@ impl<'a> Rebuild<'a> {
         Rebuild { pass, source, graph, values, nodes: HashMap::new() }
     }
 
+    /// Adds a weight that the source does not have; before any node, so that weights stay in front.
+    pub fn add_weight(&mut self, weight: Weight) -> Value {
+        self.graph.add_weight(weight)
+    }
+
     /// The pass that rebuilds.
     pub fn pass(&self) -> &'static str {
         self.pass

@@ -147,6 +147,7 @@ impl Memory {
             (DType::I32, &[a, b, c, d]) => f64::from(i32::from_le_bytes([a, b, c, d])),
             (DType::Bf16, &[a, b]) => f64::from(bf16::from_le_bytes([a, b])),
             (DType::F16, &[a, b]) => f64::from(f16::from_le_bytes([a, b])),
+            (DType::I8, &[a]) => f64::from(a as i8),
             (_, bytes) => f64::from(u8::from(bytes.first().is_some_and(|byte| *byte != 0))),
         }
     }
@@ -161,6 +162,7 @@ impl Memory {
             DType::Bf16 => bytes.copy_from_slice(&bf16::from_f32(value as f32).to_le_bytes()),
             DType::F16 => bytes.copy_from_slice(&f16::from_f32(value as f32).to_le_bytes()),
             DType::Bool => bytes[0] = u8::from(value != 0.0),
+            DType::I8 => bytes[0] = (value as i8).to_le_bytes()[0],
         }
     }
 }
@@ -172,6 +174,7 @@ fn round(value: f64, dtype: DType) -> f64 {
         DType::Bf16 => f64::from(bf16::from_f32(value as f32)),
         DType::F16 => f64::from(f16::from_f32(value as f32)),
         DType::I32 => f64::from(value as i32),
+        DType::I8 => f64::from(value as i8),
         DType::Bool => f64::from(u8::from(value != 0.0)),
     }
 }

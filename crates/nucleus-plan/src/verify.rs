@@ -14,7 +14,7 @@
 //!
 //! Invariants of the plan:
 //! - a launch binds a buffer of the right dtype to every operand and gives every size argument;
-//! - buffers agree with the inputs, outputs and weights they stand for; every output has exactly one buffer;
+//! - buffers agree with the inputs, outputs and weights they stand for; every output has exactly one buffer; only weights are `i8`;
 //! - stages do not decrease; a stage reads no input that may change after it;
 //! - outputs are written per step;
 //! - what is read was written by an earlier launch, and is not written afterwards; weights and inputs are never written;
@@ -170,6 +170,9 @@ impl Verifier<'_> {
             plan.weights.iter().map(|(name, ty)| (name.as_str(), ty)).collect();
         for (id, buffer) in plan.buffers.iter().enumerate() {
             let place = format!("buffer b{id}");
+            if buffer.dtype == DType::I8 && !matches!(buffer.place, Place::Weight(_)) {
+                self.report(&place, "is i8, which only weights may be".to_owned());
+            }
             let expected = match &buffer.place {
                 Place::Weight(name) => weights.get(name.as_str()).copied(),
                 Place::Input(position) => plan.inputs.get(*position as usize).map(|input| &input.ty),
@@ -508,7 +511,11 @@ impl KernelCheck<'_, '_, '_> {
             let at = format!("{name}, step {number}");
             match step {
                 Step::Load(access) => self.access(&at, access, axes, OperandMode::Write),
-                Step::Constant { .. } => {}
+                Step::Constant { dtype, .. } => {
+                    if *dtype == DType::I8 {
+                        self.report(format!("{at}: there are no constants of i8"));
+                    }
+                }
                 Step::Affine { offset, strides } => {
                     self.size(*offset);
                     strides.iter().for_each(|stride| self.size(*stride));

@@ -19,8 +19,10 @@ use thiserror::Error;
 use crate::checkpoint::Checkpoint;
 use crate::convert;
 use crate::model::{Model, ModelError, ModelText};
+use crate::quantize;
 use crate::safetensors_file::{MappedFile, SafetensorsError, StoredDType};
 use crate::safetensors_write::{TensorSpec, WriteError, write_safetensors};
+use crate::weights::{WeightSpec, stored_scales};
 
 /// Names of tensors that are not weights begin with this.
 pub const RESERVED: &str = "nucleus.";
@@ -92,6 +94,28 @@ pub struct Compiled {
     pub target: String,
     /// One plan per entry.
     pub plans: Vec<Plan>,
+}
+
+impl Compiled {
+    /// Whether some weights are 8-bit integers with scales.
+    pub fn is_quantised(&self) -> bool {
+        self.plans.iter().flat_map(|plan| &plan.weights).any(|(_, ty)| ty.dtype == DType::I8)
+    }
+
+    /// The weights that some plan needs, by name. One that some plans want as floats and others as 8-bit integers is listed as floats, which
+    /// the others quantise when they load it.
+    pub fn weight_specs(&self) -> Vec<WeightSpec> {
+        let mut wanted: BTreeMap<String, WeightSpec> = BTreeMap::new();
+        for plan in &self.plans {
+            for weight in WeightSpec::list(plan.weights.iter().map(|(name, ty)| (name.as_str(), ty))) {
+                let known = wanted.get(&weight.name);
+                if known.is_none_or(|known| known.channel_axis.is_some()) {
+                    wanted.insert(weight.name.clone(), weight);
+                }
+            }
+        }
+        wanted.into_values().collect()
+    }
 }
 
 /// An opened artifact.
@@ -283,7 +307,8 @@ fn config_json(value: &ConfigValue) -> Value {
 }
 
 /// Writes an artifact: atomically, a temporary file in the same folder renamed over `path`. With `weights`, the weights that the plans use
-/// are stored beside them in the compute dtype; `progress` is told the bytes written so far and in all.
+/// are stored beside them as the plans want them: floats in the compute dtype, quantised ones as 8-bit integers with their scales. The
+/// weights pass through one at a time; `progress` is told the bytes written so far and in all.
 ///
 /// # Errors
 /// The file system, or weights that are missing.
@@ -313,8 +338,13 @@ pub fn write_artifact(
         hash_part(&mut hasher, name, bytes);
         specs.push(TensorSpec { name: name.clone(), dtype: StoredDType::U8, shape: vec![bytes.len()] });
     }
+    let mut sources = BTreeMap::new();
     if let Some(checkpoint) = weights {
-        specs.extend(weight_specs(compiled, checkpoint));
+        sources = stored_weights(compiled, checkpoint);
+        let mut order: Vec<&str> = checkpoint.names_in_file_order();
+        // Scales that are computed have no place in the file: they come with their weights.
+        order.extend(sources.keys().map(String::as_str).filter(|name| checkpoint.get(name).is_none()));
+        specs.extend(order.into_iter().filter_map(|name| Some(sources.get(name)?.stored(name))));
     }
     let entries: Vec<&str> = compiled.plans.iter().map(|plan| plan.entry.as_str()).collect();
     let config: Map<String, Value> =
@@ -337,7 +367,7 @@ pub fn write_artifact(
     write_safetensors(path, &specs, &metadata, &mut |spec, out| {
         match parts.get(&spec.name) {
             Some(bytes) => out.write_all(bytes)?,
-            None => write_weight(weights, spec, out)?,
+            None => write_weight(weights, &sources, spec, out)?,
         }
         done += spec.bytes().unwrap_or(0);
         progress(done, total);
@@ -345,37 +375,89 @@ pub fn write_artifact(
     })
 }
 
-/// The weights that some plan declares, as they are stored: floats in the compute dtype.
-fn weight_specs(compiled: &Compiled, checkpoint: &Checkpoint) -> Vec<TensorSpec> {
-    let mut wanted: BTreeMap<&str, DType> = BTreeMap::new();
-    for (name, ty) in compiled.plans.iter().flat_map(|plan| &plan.weights) {
-        wanted.insert(name, ty.dtype);
-    }
-    checkpoint
-        .names_in_file_order()
-        .into_iter()
-        .filter_map(|name| Some((name, *wanted.get(name)?, checkpoint.get(name)?)))
-        .map(|(name, dtype, view)| TensorSpec::new(name, dtype, view.shape))
-        .collect()
+/// Where the data of a stored weight comes from.
+enum WeightData {
+    /// A weight of the checkpoint, as it is or as another float type.
+    Converted(WeightSpec),
+    /// The bytes of a weight that is quantised now.
+    Quantised(WeightSpec),
+    /// Its scales.
+    Scales(WeightSpec),
 }
 
-fn write_weight(weights: Option<&Checkpoint>, spec: &TensorSpec, out: &mut dyn Write) -> std::io::Result<()> {
-    let other = |why: &str| std::io::Error::other(why.to_owned());
-    let checkpoint = weights.ok_or_else(|| other("there are no weights"))?;
-    let view = checkpoint.get(&spec.name).ok_or_else(|| other("the checkpoint lacks it"))?;
-    let from = view.dtype().ok_or_else(|| other("it is not stored as a float"))?;
-    let to = crate::safetensors_file::graph_dtype(spec.dtype).ok_or_else(|| other("not a float type"))?;
-    if from == to {
-        out.write_all(view.bytes)?;
-    } else {
-        // Converted in pieces, so that a large expert weight needs no second copy.
-        let mut piece = vec![0; (1 << 20) * to.size()];
-        for source in view.bytes.chunks((1 << 20) * from.size()) {
-            let target = &mut piece[..source.len() / from.size() * to.size()];
-            convert::convert(from, source, to, target).map_err(|error| other(&error.to_string()))?;
-            out.write_all(target)?;
+impl WeightData {
+    fn stored(&self, name: &str) -> TensorSpec {
+        match self {
+            WeightData::Converted(weight) => TensorSpec::new(name, weight.dtype, weight.shape.clone()),
+            WeightData::Quantised(weight) => TensorSpec::new(name, DType::I8, weight.shape.clone()),
+            WeightData::Scales(weight) => TensorSpec::new(name, DType::F32, weight.scale_shape()),
         }
     }
-    checkpoint.release(&spec.name);
+}
+
+/// The weights that some plan declares and the checkpoint has, and the scales of those that are quantised on the way, by name.
+fn stored_weights(compiled: &Compiled, checkpoint: &Checkpoint) -> BTreeMap<String, WeightData> {
+    let mut sources = BTreeMap::new();
+    for weight in compiled.weight_specs() {
+        let Some(view) = checkpoint.get(&weight.name) else { continue };
+        let quantised = view.dtype() == Some(DType::I8);
+        match weight.scale_name() {
+            Some(scale) if quantised => {
+                let (dtype, shape) = (DType::F32, weight.scale_shape());
+                let scales = WeightSpec { name: scale.clone(), dtype, shape, channel_axis: None };
+                sources.insert(scale, WeightData::Converted(scales));
+                sources.insert(weight.name.clone(), WeightData::Converted(weight));
+            }
+            Some(scale) => {
+                sources.insert(scale, WeightData::Scales(weight.clone()));
+                sources.insert(weight.name.clone(), WeightData::Quantised(weight));
+            }
+            None => {
+                sources.insert(weight.name.clone(), WeightData::Converted(weight));
+            }
+        }
+    }
+    sources
+}
+
+fn write_weight(
+    weights: Option<&Checkpoint>,
+    sources: &BTreeMap<String, WeightData>,
+    spec: &TensorSpec,
+    out: &mut dyn Write,
+) -> std::io::Result<()> {
+    let other = |why: &str| std::io::Error::other(why.to_owned());
+    let checkpoint = weights.ok_or_else(|| other("there are no weights"))?;
+    let source = sources.get(&spec.name).ok_or_else(|| other("no plan needs it"))?;
+    let (WeightData::Converted(weight) | WeightData::Quantised(weight) | WeightData::Scales(weight)) = source;
+    let view = checkpoint.get(&weight.name).ok_or_else(|| other("the checkpoint lacks it"))?;
+    let from = view.dtype().ok_or_else(|| other("it is stored in a type that the language lacks"))?;
+    let failed = |error: convert::ConvertError| other(&error.to_string());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    match source {
+        WeightData::Converted(weight) if from == weight.dtype => out.write_all(view.bytes)?,
+        WeightData::Converted(weight) => {
+            // Converted in pieces, so that a large expert weight needs no second copy.
+            let to = weight.dtype;
+            let mut piece = vec![0; (1 << 20) * to.size()];
+            for source in view.bytes.chunks((1 << 20) * from.size()) {
+                let target = &mut piece[..source.len() / from.size() * to.size()];
+                convert::convert(from, source, to, target).map_err(failed)?;
+                out.write_all(target)?;
+            }
+        }
+        WeightData::Scales(weight) => {
+            let scales = stored_scales(&view, weight, threads).map_err(failed)?;
+            out.write_all(bytemuck::cast_slice(&scales))?;
+        }
+        WeightData::Quantised(weight) => {
+            let scales = stored_scales(&view, weight, threads).map_err(failed)?;
+            let mut bytes = vec![0; view.elements()];
+            let channels = weight.channels().ok_or_else(|| other("it has no channels"))?;
+            quantize::quantize(from, view.bytes, channels, &scales, threads, &mut bytes).map_err(failed)?;
+            out.write_all(&bytes)?;
+        }
+    }
+    checkpoint.release(&weight.name);
     Ok(())
 }

@@ -154,7 +154,7 @@ fn load_checked(from: DType, src: &[u8], dst: &mut [f32]) {
                 aligned.convert_to_f32_slice(dst);
             }
         }
-        DType::I32 | DType::Bool => unreachable!("checked by the caller: a float"),
+        DType::I32 | DType::Bool | DType::I8 => unreachable!("checked by the caller: a float"),
     }
 }
 
@@ -175,7 +175,7 @@ fn store_checked(src: &[f32], to: DType, dst: &mut [u8]) {
                 dst.copy_from_slice(bytemuck::cast_slice(aligned));
             }
         }
-        DType::I32 | DType::Bool => unreachable!("checked by the caller: a float"),
+        DType::I32 | DType::Bool | DType::I8 => unreachable!("checked by the caller: a float"),
     }
 }
 

@@ -219,6 +219,7 @@ fn fill(tensor: &mut HostTensor, value: f64) {
         DType::Bf16 => half::bf16::from_f64(value).to_le_bytes().to_vec(),
         DType::F16 => half::f16::from_f64(value).to_le_bytes().to_vec(),
         DType::I32 => (value as i32).to_le_bytes().to_vec(),
+        DType::I8 => (value as i8).to_le_bytes().to_vec(),
         DType::Bool => vec![u8::from(value != 0.0)],
     };
     for element in tensor.bytes_mut().chunks_exact_mut(pattern.len()) {

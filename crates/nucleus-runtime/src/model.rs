@@ -224,31 +224,44 @@ impl Model {
         Ok(graph)
     }
 
-    /// The plan of an entry for products in `dtype`. `observer` is told of every pass: a `Vec<PassTiming>` collects times, a closure can
-    /// print stages, `()` ignores them.
+    /// The plan of an entry for products in `dtype`, with nothing quantised; see [`Model::compile_with`].
     ///
     /// # Errors
-    /// There is no such entry, config and text do not fit together, or sizes go beyond the limits of the dim algebra.
+    /// As for [`Model::compile_with`].
     pub fn compile(
         &self,
         entry: &str,
         dtype: DType,
         observer: &mut dyn Observer,
     ) -> Result<Plan, ModelError> {
+        self.compile_with(entry, &CompileOptions { dtype, ..CompileOptions::default() }, observer)
+    }
+
+    /// The plan of an entry. `observer` is told of every pass: a `Vec<PassTiming>` collects times, a closure can print stages, `()` ignores
+    /// them.
+    ///
+    /// # Errors
+    /// There is no such entry, config and text do not fit together, or sizes go beyond the limits of the dim algebra.
+    pub fn compile_with(
+        &self,
+        entry: &str,
+        options: &CompileOptions,
+        observer: &mut dyn Observer,
+    ) -> Result<Plan, ModelError> {
         let last = PASSES.last().map_or("", |pass| pass.name);
-        match self.compile_to(entry, dtype, observer, last)? {
+        match self.compile_to(entry, options, observer, last)? {
             Form::Plan(plan) => Ok(plan),
             Form::Graph(_) => Err(unsupported(entry, last, "the last pass does not make a plan".to_owned())),
         }
     }
 
-    /// The graph of an entry with the casts of products in `dtype`: what a plan for that type computes, as the evaluator can run it.
+    /// The graph of an entry with the casts and scales that these options ask for: what a plan computes, as the evaluator can run it.
     ///
     /// # Errors
-    /// As for [`Model::compile`].
-    pub fn graph_in(&self, entry: &str, dtype: DType) -> Result<Graph, ModelError> {
-        let last = "precision";
-        match self.compile_to(entry, dtype, &mut (), last)? {
+    /// As for [`Model::compile_with`].
+    pub fn graph_in(&self, entry: &str, options: &CompileOptions) -> Result<Graph, ModelError> {
+        let last = "quantize";
+        match self.compile_to(entry, options, &mut (), last)? {
             Form::Graph(graph) => Ok(graph),
             Form::Plan(_) => Err(unsupported(entry, last, "the pass does not make a graph".to_owned())),
         }
@@ -257,19 +270,16 @@ impl Model {
     fn compile_to(
         &self,
         entry: &str,
-        dtype: DType,
+        options: &CompileOptions,
         observer: &mut dyn Observer,
         last: &'static str,
     ) -> Result<Form, ModelError> {
         self.check_entry(entry)?;
-        let options = CompileOptions { dtype, ..CompileOptions::default() };
-        compile_to(&self.program, &self.config, entry, &options, observer, last).map_err(
-            |error| match error {
-                CompileError::Program(diagnostics) => rendered(&self.sources, &diagnostics),
-                CompileError::Pass(source) => ModelError::Pass { entry: entry.to_owned(), source },
-                error @ CompileError::NoStage { .. } => unsupported(entry, last, error.to_string()),
-            },
-        )
+        compile_to(&self.program, &self.config, entry, options, observer, last).map_err(|error| match error {
+            CompileError::Program(diagnostics) => rendered(&self.sources, &diagnostics),
+            CompileError::Pass(source) => ModelError::Pass { entry: entry.to_owned(), source },
+            error @ CompileError::NoStage { .. } => unsupported(entry, last, error.to_string()),
+        })
     }
 
     /// The name of the entry to use: the one given, or the first.

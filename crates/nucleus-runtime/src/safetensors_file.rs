@@ -124,6 +124,7 @@ pub fn stored_dtype(dtype: DType) -> StoredDType {
         DType::F16 => StoredDType::F16,
         DType::I32 => StoredDType::I32,
         DType::Bool => StoredDType::BOOL,
+        DType::I8 => StoredDType::I8,
     }
 }
 

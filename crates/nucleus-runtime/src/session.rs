@@ -7,18 +7,18 @@ use nucleus_cpu::buffer::{AlignedBuffer, OutOfMemory};
 use nucleus_cpu::kernels::{Operand, peak};
 use nucleus_cpu::{
     BindError, BoundPlan, BufferPointer, BufferTable, CompileError, CpuProgram, ExecuteError, Options,
-    Profile,
+    PackSource, Profile,
 };
 use nucleus_ir::{Bindings, DType, Rate, TensorType};
 use nucleus_plan::{Anchor, BufferId, Place, Plan};
 use thiserror::Error;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Expected, Extras, WeightView};
-use crate::convert::{self, ConvertError};
+use crate::checkpoint::{CheckpointError, Extras};
 use crate::inputs::{InputError, Signature, evaluated_shape};
 use crate::machine::physical_memory;
 use crate::tensor::{HostTensor, TensorError};
 use crate::tensor_map::TensorMap;
+use crate::weights::{WeightError, WeightSource, WeightSpec};
 
 /// How a session runs.
 #[derive(Clone, Copy, Debug)]
@@ -44,14 +44,9 @@ pub enum SessionError {
     /// The weights are not those of the model.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// A weight could not be converted.
-    #[error("weight `{name}`: {source}")]
-    Weight {
-        /// The weight.
-        name: String,
-        /// Why.
-        source: ConvertError,
-    },
+    /// A weight could not be given.
+    #[error(transparent)]
+    Weight(#[from] WeightError),
     /// The plan could not be compiled for this machine.
     #[error(transparent)]
     Compile(#[from] CompileError),
@@ -96,14 +91,14 @@ pub struct MemoryUse {
 
 /// A weight that launches read where it lies, in the plan's element type.
 struct PlainWeight {
-    buffer: BufferId,
+    name: String,
     tensor: HostTensor,
 }
 
 /// A plan compiled for this machine, with its weights packed and the memory of its runs.
 ///
-/// Weights are packed when the session is made, and the mapped pages of the checkpoint given back as that goes on, so a session holds
-/// about one copy of them. Arenas are kept from run to run and grow when larger sizes come.
+/// Weights are packed one after the other when the session is made, and what they are packed from is given back as that goes on, so a
+/// session never holds more than one copy of them and a second of one. Arenas are kept from run to run and grow when larger sizes come.
 ///
 /// [`Session::run`] computes everything that inputs and sizes decide. Where the prompt stays the same over many steps,
 /// [`Session::prepare`] computes its part once and [`Session::step`] the rest.
@@ -112,7 +107,7 @@ pub struct Session {
     id: u64,
     program: CpuProgram,
     signature: Signature,
-    checkpoint: Checkpoint,
+    weights: Weights,
     plain: Vec<PlainWeight>,
     table: BufferTable,
     model_arena: AlignedBuffer,
@@ -155,38 +150,37 @@ impl Session {
     /// The weights do not fit the plan, or the machine cannot run it.
     pub fn new(
         plan: Plan,
-        checkpoint: Checkpoint,
+        weights: impl WeightSource + 'static,
         options: &SessionOptions,
     ) -> Result<Session, SessionError> {
-        Session::with_progress(plan, checkpoint, options, &mut |_, _| {})
+        Session::with_source(plan, Box::new(weights), options, &mut |_, _| {})
     }
 
-    /// [`Session::new`]; `progress` hears how many of the packed weights are done, and how many there are.
+    /// [`Session::new`] for any source; `progress` hears how many of the packed weights are done, and how many there are.
     ///
     /// # Errors
     /// As for [`Session::new`].
-    pub fn with_progress(
+    pub fn with_source(
         plan: Plan,
-        checkpoint: Checkpoint,
+        weights: Box<dyn WeightSource>,
         options: &SessionOptions,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Session, SessionError> {
-        checkpoint.check(&expected(&plan), options.extras)?;
+        let specs = WeightSpec::list(plan.weights.iter().map(|(name, ty)| (name.as_str(), ty)));
+        weights.check(&specs, options.extras)?;
         let signature = Signature::from(&plan);
+        let memory_limit = options.memory_limit.unwrap_or_else(physical_memory);
         let program = CpuProgram::compile(
             plan,
-            Options {
-                threads: options.threads.unwrap_or(0),
-                isa: None,
-                memory_limit: options.memory_limit.unwrap_or_else(physical_memory),
-            },
+            Options { threads: options.threads.unwrap_or(0), isa: None, memory_limit },
         )?;
         let table = BufferTable::new(program.plan());
+        let weights = Weights { source: weights, specs, threads: program.threads().count() };
         let mut session = Session {
             id: NEXT_SESSION.fetch_add(1, Ordering::Relaxed),
             program,
             signature,
-            checkpoint,
+            weights,
             plain: Vec::new(),
             table,
             model_arena: AlignedBuffer::default(),
@@ -194,7 +188,7 @@ impl Session {
             last: None,
             loaded: false,
         };
-        session.bind_weights()?;
+        session.bind_weights(memory_limit)?;
         // What depends on weights alone has the same sizes whatever the dims are; where ones fit, it is computed here rather than in the
         // first run.
         let ones: Bindings = session.signature.dims.iter().map(|dim| (dim.as_str(), 1)).collect();
@@ -416,7 +410,7 @@ impl Session {
         Ok(bound.place_arena(self.program.plan(), rate, memory.as_ptr(), memory.len(), &mut self.table)?)
     }
 
-    /// Runs the stage `model`, packs right factors and gives the checkpoint's pages back.
+    /// Packs right factors, gives back what they are packed from, and runs the stage `model`.
     fn load(
         &mut self,
         bound: &BoundPlan,
@@ -426,49 +420,64 @@ impl Session {
         self.place(Rate::Model, bound, None)?;
         let uses = self.program.weight_uses();
         let total = uses.iter().filter(|weight| weight.packed).count();
-        let mut done = 0;
-        let checkpoint = &self.checkpoint;
-        let mut packed = |name: &str| {
-            checkpoint.release(name);
-            done += 1;
-            progress(done, total);
+        let mut source = Packing {
+            weights: &self.weights,
+            plain: &mut self.plain,
+            loaded: None,
+            progress: &mut |done| progress(done, total),
+            done: 0,
         };
-        // SAFETY: as in `step_profiled`; weights that are packed point into the mapped checkpoint, which this session owns, or at a
-        // converted copy, and are only read.
+        // SAFETY: as in `step_profiled`; weights that are packed point into the source's mapped memory, which this session owns, at a plain
+        // copy, or at a tensor that the source of the packing keeps until the next one. They are only read, and so are the copies, which
+        // the packing fills with scales while no launch runs. The weights come first: the stage may read those scales.
         unsafe {
+            self.program.pack_weights(&self.table, &mut source)?;
             self.program.execute(bound, Rate::Model, &self.table, None)?;
-            self.program.prepare(&self.table, &mut packed)?;
+            self.program.pack_values(&self.table)?;
         }
         for weight in uses.iter().filter(|weight| !weight.plain) {
             self.table.clear(weight.buffer);
         }
-        self.plain.retain(|kept| uses.iter().any(|weight| weight.plain && weight.buffer == kept.buffer));
         self.loaded = true;
         Ok(())
     }
 
-    /// Points the table at the weights: plain ones at copies in the plan's element type, packed ones into the mapped checkpoint.
-    fn bind_weights(&mut self) -> Result<(), SessionError> {
-        for weight in self.program.weight_uses() {
+    /// Points the table at the weights: plain ones at copies in the plan's element type, packed ones where they lie, if they do as the plan
+    /// wants them. What is left is loaded when its turn to be packed comes.
+    fn bind_weights(&mut self, memory_limit: u64) -> Result<(), SessionError> {
+        let uses = self.program.weight_uses();
+        // A source may make up weights of any size that the plan names.
+        let bytes = uses.iter().filter(|weight| weight.plain).fold(0u64, |total, weight| {
+            let buffer = self.program.plan().buffer(weight.buffer);
+            let bytes = TensorType::new(buffer.dtype, buffer.shape.clone()).bytes().ok();
+            total.saturating_add(bytes.and_then(|bytes| bytes.as_constant()).unwrap_or(i64::MAX) as u64)
+        });
+        if bytes > memory_limit {
+            return Err(ExecuteError::from(OutOfMemory { bytes: bytes as usize }).into());
+        }
+        for weight in &uses {
             let wanted = self.program.plan().buffer(weight.buffer).dtype;
-            let Some(view) = self.checkpoint.get(&weight.name) else { continue };
-            let stored = view.dtype().unwrap_or(wanted);
-            let aligned = (view.bytes.as_ptr() as usize).is_multiple_of(stored.size());
-            if !weight.plain && aligned && (stored == wanted || weight.any_float) {
-                let pointer = BufferPointer {
-                    data: view.bytes.as_ptr().cast_mut(),
-                    bytes: view.bytes.len(),
-                    dtype: stored,
-                };
-                self.table.set(weight.buffer, pointer);
+            if !weight.plain {
+                if let Some(pointer) = self.weights.view(&weight.name, wanted, weight.any_float) {
+                    self.table.set(weight.buffer, pointer);
+                }
                 continue;
             }
-            let mut tensor = plain_copy(&weight.name, &view, stored, wanted)?;
-            self.checkpoint.release(&weight.name);
+            // The scales of a weight that is packed come with it.
+            let later = self.weights.spec(&weight.name).filter(|spec| {
+                spec.name != weight.name
+                    && uses.iter().any(|other| other.name == spec.name && other.packed && !other.plain)
+                    && self.weights.view(&spec.name, spec.dtype, false).is_none()
+            });
+            let mut tensor = match later {
+                Some(spec) => HostTensor::zeros(wanted, &spec.scale_shape())?,
+                None => self.weights.load(&weight.name)?.0,
+            };
+            self.weights.source.release(&weight.name);
             let bytes = tensor.bytes_mut();
             let pointer = BufferPointer { data: bytes.as_mut_ptr(), bytes: bytes.len(), dtype: wanted };
             self.table.set(weight.buffer, pointer);
-            self.plain.push(PlainWeight { buffer: weight.buffer, tensor });
+            self.plain.push(PlainWeight { name: weight.name.clone(), tensor });
         }
         Ok(())
     }
@@ -507,20 +516,85 @@ fn read_only(tensor: &HostTensor) -> BufferPointer {
     BufferPointer { data: bytes.as_ptr().cast_mut(), bytes: bytes.len(), dtype: tensor.dtype() }
 }
 
-/// What a plan needs of a checkpoint: every weight that the model names, used or not.
-fn expected(plan: &Plan) -> Vec<Expected> {
-    let shape = |ty: &TensorType| evaluated_shape(ty, &Bindings::new()).unwrap_or_default();
-    plan.weights.iter().map(|(name, ty)| Expected::new(name.as_str(), shape(ty))).collect()
+/// A session's weights: what the plan lists and who gives it.
+struct Weights {
+    source: Box<dyn WeightSource>,
+    specs: Vec<WeightSpec>,
+    threads: usize,
 }
 
-fn plain_copy(
-    name: &str,
-    view: &WeightView<'_>,
-    stored: DType,
-    wanted: DType,
-) -> Result<HostTensor, SessionError> {
-    let mut tensor = HostTensor::zeros(wanted, view.shape)?;
-    convert::convert(stored, view.bytes, wanted, tensor.bytes_mut())
-        .map_err(|source| SessionError::Weight { name: name.to_owned(), source })?;
-    Ok(tensor)
+impl Weights {
+    /// The weight of that name, or the one whose scales have it.
+    fn spec(&self, name: &str) -> Option<&WeightSpec> {
+        let known = |spec: &&WeightSpec| spec.name == name || spec.scale_name().as_deref() == Some(name);
+        self.specs.iter().find(known)
+    }
+
+    /// A weight or the scales of one; for a quantised weight its scales too.
+    fn load(&self, name: &str) -> Result<(HostTensor, Option<(String, HostTensor)>), WeightError> {
+        let spec = self.spec(name).ok_or_else(|| WeightError::Missing { name: name.to_owned() })?;
+        let Some(scale) = spec.scale_name() else {
+            return Ok((self.source.load(spec, self.threads)?, None));
+        };
+        let quantised = self.source.view(&spec.name).is_some_and(|view| view.dtype() == Some(DType::I8));
+        if scale == name && quantised {
+            let shape = spec.scale_shape();
+            let stored = WeightSpec { name: scale, dtype: DType::F32, shape, channel_axis: None };
+            return Ok((self.source.load(&stored, self.threads)?, None));
+        }
+        let scaled = self.source.load_scaled(spec, self.threads)?;
+        if scale == name {
+            Ok((scaled.scales, None))
+        } else {
+            Ok((scaled.values, Some((scale, scaled.scales))))
+        }
+    }
+
+    /// Where a weight lies that can be packed from there: aligned, in the wanted type or in a float that will do.
+    fn view(&self, name: &str, wanted: DType, any_float: bool) -> Option<BufferPointer> {
+        let view = self.source.view(name)?;
+        let dtype = view.dtype()?;
+        let aligned = (view.bytes.as_ptr() as usize).is_multiple_of(dtype.size());
+        let fits = dtype == wanted || any_float && dtype.is_float();
+        (aligned && fits).then_some(BufferPointer {
+            data: view.bytes.as_ptr().cast_mut(),
+            bytes: view.bytes.len(),
+            dtype,
+        })
+    }
+}
+
+/// Gives weights to be packed, one at a time.
+struct Packing<'a> {
+    weights: &'a Weights,
+    plain: &'a mut [PlainWeight],
+    loaded: Option<HostTensor>,
+    progress: &'a mut dyn FnMut(usize),
+    done: usize,
+}
+
+impl PackSource for Packing<'_> {
+    type Error = SessionError;
+
+    fn load(&mut self, _buffer: BufferId, weight: &str) -> Result<BufferPointer, SessionError> {
+        self.loaded = None;
+        let (tensor, scales) = self.weights.load(weight)?;
+        if let Some((name, scales)) = scales
+            && let Some(plain) = self.plain.iter_mut().find(|plain| plain.name == name)
+        {
+            plain.tensor.bytes_mut().copy_from_slice(scales.bytes());
+        }
+        self.weights.source.release(weight);
+        let tensor = self.loaded.insert(tensor);
+        let dtype = tensor.dtype();
+        let bytes = tensor.bytes_mut();
+        Ok(BufferPointer { data: bytes.as_mut_ptr(), bytes: bytes.len(), dtype })
+    }
+
+    fn packed(&mut self, weight: &str) {
+        self.loaded = None;
+        self.weights.source.release(weight);
+        self.done += 1;
+        (self.progress)(self.done);
+    }
 }

@@ -160,6 +160,14 @@ impl HostTensor {
         HostTensor::from_elements(DType::I32, shape, data)
     }
 
+    /// An `i8` tensor of those elements, row-major.
+    ///
+    /// # Errors
+    /// `data` does not have as many elements as `shape`.
+    pub fn from_i8(shape: &[usize], data: &[i8]) -> Result<HostTensor, TensorError> {
+        HostTensor::from_elements(DType::I8, shape, data)
+    }
+
     /// A `bool` tensor of those elements, row-major.
     ///
     /// # Errors
@@ -284,6 +292,15 @@ impl HostTensor {
         Ok(bytemuck::cast_slice(self.bytes()))
     }
 
+    /// The elements of an `i8` tensor.
+    ///
+    /// # Errors
+    /// The tensor is of another dtype.
+    pub fn as_i8(&self) -> Result<&[i8], TensorError> {
+        self.expect(DType::I8)?;
+        Ok(bytemuck::cast_slice(self.bytes()))
+    }
+
     /// The elements of a `bool` tensor.
     ///
     /// # Errors
@@ -306,6 +323,7 @@ impl HostTensor {
                 elements.iter().map(|&value| value as f32).collect()
             }
             DType::Bool => self.bytes().iter().map(|&byte| f32::from(byte)).collect(),
+            DType::I8 => self.bytes().iter().map(|&byte| f32::from(byte as i8)).collect(),
             DType::Bf16 => {
                 let mut out = vec![0.0; self.elements];
                 convert::bf16_to_f32(bytemuck::cast_slice(self.bytes()), &mut out);

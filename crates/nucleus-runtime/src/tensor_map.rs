@@ -20,7 +20,7 @@ pub enum TensorFileError {
     File(#[from] SafetensorsError),
     /// An element type that tensors do not have.
     #[error(
-        "tensor `{}` in `{}` is stored as {dtype}; F32, BF16, F16, F64, I32, I64 and BOOL can be read",
+        "tensor `{}` in `{}` is stored as {dtype}; F32, BF16, F16, F64, I8, I32, I64 and BOOL can be read",
         shown(.tensor), .path.display()
     )]
     DType {
@@ -110,7 +110,7 @@ impl TensorMap {
     /// Reads every tensor of a `.safetensors` file. F64 is rounded to `f32`, I64 becomes `i32` where it fits.
     ///
     /// # Errors
-    /// The file is missing or broken, a stored dtype is none of F32, BF16, F16, F64, I32, I64 and BOOL, or a
+    /// The file is missing or broken, a stored dtype is none of F32, BF16, F16, F64, I8, I32, I64 and BOOL, or a
     /// value does not fit.
     pub fn read(path: &Path) -> Result<TensorMap, TensorFileError> {
         let file = MappedFile::open(path)?;

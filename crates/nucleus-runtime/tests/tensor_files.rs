@@ -75,12 +75,12 @@ fn values_that_do_not_fit_are_named() {
     file_of(&path, "U8", "[2]", &[1, 1]);
     assert_eq!(
         refusal(),
-        format!("{at} is stored as U8; F32, BF16, F16, F64, I32, I64 and BOOL can be read")
+        format!("{at} is stored as U8; F32, BF16, F16, F64, I8, I32, I64 and BOOL can be read")
     );
     file_of(&path, "F8_E4M3", "[0]", &[]);
     assert_eq!(
         refusal(),
-        format!("{at} is stored as F8_E4M3; F32, BF16, F16, F64, I32, I64 and BOOL can be read")
+        format!("{at} is stored as F8_E4M3; F32, BF16, F16, F64, I8, I32, I64 and BOOL can be read")
     );
 }
 

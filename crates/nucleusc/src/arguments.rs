@@ -42,6 +42,7 @@ pub enum Command {
 Examples:
   nucleusc compile ir-specs/nucleus_image.ir --dtype bf16 -o nucleus-image.nuc
   nucleusc compile model.ir --weights checkpoint/transformer -o model.nuc
+  nucleusc compile model.ir --weights checkpoint/transformer --quantize int8 -o small.nuc
   nucleusc compile model.ir -o model.nuc --emit simplify,plan --emit-dir stages"
     )]
     Compile(CompileArguments),
@@ -64,7 +65,8 @@ loading) and of steps for which the prompt is prepared. A sweep loads and compil
 Examples:
   nucleusc bench ir-specs/nucleus_image.ir --weights slice --dim B=1 --dim H=32 --dim W=32 --dim T=64
   nucleusc bench ir-specs/nucleus_image.ir --weights slice --dim B=1 --dim T=64 --sweep H=8,16,32,64 --sweep W=8,16,32,64
-  nucleusc bench model.nuc --inputs in.safetensors --dim H=32 --repeat 10 --json"
+  nucleusc bench model.nuc --inputs in.safetensors --dim H=32 --repeat 10 --json
+  nucleusc bench ir-specs/nucleus_image.ir --weights random --quantize int8 --dim B=1 --dim H=16 --dim W=16 --dim T=64"
     )]
     Bench(BenchArguments),
     /// Show what is in an artifact, a checkpoint or a file of tensors
@@ -118,6 +120,22 @@ impl From<ComputeType> for DType {
     }
 }
 
+/// How large weights of products are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Quantization {
+    /// 8-bit integers with one scale per output channel
+    Int8,
+}
+
+/// Where weights come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WeightsFrom {
+    /// A folder or file.
+    Path(PathBuf),
+    /// Made up from this seed.
+    Random(u64),
+}
+
 /// The machines to compile for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Target {
@@ -140,6 +158,9 @@ pub struct CompileArguments {
     /// Element type of products [default: that of --weights, else f32]
     #[arg(long, value_name = "TYPE")]
     pub dtype: Option<ComputeType>,
+    /// Store large weights of products over tokens (from 2^20 elements) as 8-bit integers; sums stay f32
+    #[arg(long, value_name = "TYPE")]
+    pub quantize: Option<Quantization>,
     /// The machine to compile for
     #[arg(long, value_name = "TARGET", default_value = "cpu")]
     pub target: Target,
@@ -172,9 +193,10 @@ pub struct SessionArguments {
     /// The model's text, or a compiled artifact
     #[arg(value_name = "MODEL.ir|OUT.nuc")]
     pub model: PathBuf,
-    /// A diffusers folder or safetensors file; its config.json is used unless --config is given
-    #[arg(long, value_name = "DIR")]
-    pub weights: Option<PathBuf>,
+    /// A diffusers folder or safetensors file, whose config.json is used unless --config is given; or `random`, perhaps with a seed, for
+    /// weights made up on the spot
+    #[arg(long, value_name = "DIR|random[:SEED]", value_parser = weights_from)]
+    pub weights: Option<WeightsFrom>,
     /// Where config values come from.
     #[command(flatten)]
     pub config: ConfigArguments,
@@ -184,9 +206,12 @@ pub struct SessionArguments {
     /// The entry [default: the first of the model]
     #[arg(long, value_name = "NAME")]
     pub entry: Option<String>,
-    /// Element type of products [default: that of the checkpoint]
+    /// Element type of products [default: that of the checkpoint, bf16 for random weights]
     #[arg(long, value_name = "TYPE")]
     pub dtype: Option<ComputeType>,
+    /// Hold large weights of products over tokens (from 2^20 elements) as 8-bit integers; an artifact says so by itself
+    #[arg(long, value_name = "TYPE")]
+    pub quantize: Option<Quantization>,
     /// Threads [default: the number of cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -256,6 +281,18 @@ fn sizes(text: &str) -> Result<(String, Vec<i64>), String> {
     let (name, list) = text.split_once('=').ok_or("expected NAME=SIZE,SIZE…, for example H=16,32,64")?;
     let size = |size: &str| size.trim().parse().map_err(|_| format!("`{size}` is not a whole number"));
     Ok((name.trim().to_owned(), list.split(',').map(size).collect::<Result<_, _>>()?))
+}
+
+/// A folder of that name is `./random`.
+fn weights_from(text: &str) -> Result<WeightsFrom, String> {
+    match text.strip_prefix("random") {
+        Some("") => Ok(WeightsFrom::Random(0)),
+        Some(rest) if rest.starts_with(':') => {
+            let seed = rest[1..].parse().map_err(|_| format!("`{}` is not a seed", &rest[1..]))?;
+            Ok(WeightsFrom::Random(seed))
+        }
+        _ => Ok(WeightsFrom::Path(PathBuf::from(text))),
+    }
 }
 
 fn dim(text: &str) -> Result<(String, i64), String> {

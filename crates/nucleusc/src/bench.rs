@@ -22,7 +22,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     anyhow::ensure!(arguments.repeat > 0, "--repeat must be at least 1");
     let points = measure::points(&arguments.session.dims, &arguments.sweep)?;
     let source = source::open(&arguments.session)?;
-    let dtype = source.dtype;
+    let dtype = source.options.dtype;
     let start = Instant::now();
     let mut session = run::session(source, &arguments.session)?;
     let load = start.elapsed();
@@ -73,6 +73,7 @@ fn as_json(
         _ => json!({ "sweep": values.collect::<Vec<_>>() }),
     };
     value["dtype"] = json!(dtype.name());
+    value["quantised"] = json!(quantised(session));
     value["threads"] = json!(session.threads());
     value["load_s"] = json!(load.as_secs_f64());
     value["memory"] = json!({ "packed": memory.packed, "plain": memory.plain, "arenas": memory.arenas });
@@ -88,7 +89,7 @@ fn describe(
 ) -> anyhow::Result<String> {
     let mut text = String::new();
     let entry = &session.plan().entry;
-    writeln!(text, "{entry} in {dtype}, {} threads, {}", session.threads(), taken.sizes())?;
+    writeln!(text, "{entry} in {}, {} threads, {}", types(session, dtype), session.threads(), taken.sizes())?;
     let spread = |best: fn(f64, f64) -> f64| taken.runs.iter().copied().reduce(best).unwrap_or(0.0);
     writeln!(
         text,
@@ -126,7 +127,8 @@ fn table(
 ) -> anyhow::Result<String> {
     let mut text = String::new();
     let entry = &session.plan().entry;
-    writeln!(text, "{entry} in {dtype}, {} threads; {}", session.threads(), loaded(session, load))?;
+    let types = types(session, dtype);
+    writeln!(text, "{entry} in {types}, {} threads; {}", session.threads(), loaded(session, load))?;
     let width = list.iter().map(|taken| taken.sizes().len()).max().unwrap_or(0);
     writeln!(
         text,
@@ -152,6 +154,14 @@ fn table(
         write!(text, "\n{}\n{}", taken.sizes(), profile::table(&kinds(session, taken)))?;
     }
     Ok(text)
+}
+
+fn quantised(session: &Session) -> bool {
+    session.plan().weights.iter().any(|(_, ty)| ty.dtype == DType::I8)
+}
+
+fn types(session: &Session, dtype: DType) -> String {
+    if quantised(session) { format!("{dtype} with int8 weights") } else { dtype.to_string() }
 }
 
 fn loaded(session: &Session, load: Duration) -> String {

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use nucleus_ir::{Bindings, DType, Dim, Rate};
+use nucleus_passes::CompileOptions;
 use nucleus_passes::pipeline::{Form, PASSES, Pass, PassTiming};
 use nucleus_plan::Plan;
 use nucleus_runtime::artifact::write_artifact;
-use nucleus_runtime::reference::expected_weights;
-use nucleus_runtime::{Checkpoint, Compiled, Extras, Model};
+use nucleus_runtime::{Checkpoint, Compiled, Extras, Model, WeightSource};
 use serde_json::{Value, json};
 
 use crate::arguments::{CompileArguments, Target};
@@ -33,18 +33,12 @@ pub fn compile(arguments: &CompileArguments) -> anyhow::Result<()> {
     let graphs = entries.iter().map(|entry| model.graph(entry)).collect::<Result<Vec<_>, _>>()?;
     let parameters =
         check::parameters(&graphs).context("the weights have more elements than 64 bits can count")?;
-    if let Some(weights) = &weights {
-        let mut expected = BTreeMap::new();
-        for weight in graphs.iter().flat_map(expected_weights) {
-            expected.insert(weight.name.clone(), weight);
-        }
-        weights.check(&expected.into_values().collect::<Vec<_>>(), Extras::Refuse)?;
-    }
     drop(graphs);
 
+    let options = source::options(dtype, arguments.quantize);
     let mut entries_compiled = Vec::new();
     for entry in entries {
-        let (plan, timings) = compile_entry(&model, entry, dtype, &stages, arguments.emit_dir.as_deref())?;
+        let (plan, timings) = compile_entry(&model, entry, &options, &stages, arguments.emit_dir.as_deref())?;
         entries_compiled.push((plan, timings));
     }
     let compiled_in = start.elapsed();
@@ -58,6 +52,9 @@ pub fn compile(arguments: &CompileArguments) -> anyhow::Result<()> {
         target: target.to_owned(),
         plans: entries_compiled.iter().map(|(plan, _)| plan.clone()).collect(),
     };
+    if let Some(weights) = &weights {
+        WeightSource::check(weights, &compiled.weight_specs(), Extras::Refuse)?;
+    }
     let bar = progress::byte_bar("writing");
     write_artifact(&arguments.output, &compiled, weights.as_ref(), &mut |done, total| {
         bar.set_length(total);
@@ -72,6 +69,7 @@ pub fn compile(arguments: &CompileArguments) -> anyhow::Result<()> {
             "artifact": arguments.output,
             "parameters": parameters,
             "dtype": dtype.name(),
+            "quantised": compiled.is_quantised(),
             "target": target,
             "seconds": compiled_in.as_secs_f64(),
             "entries": entries,
@@ -79,7 +77,8 @@ pub fn compile(arguments: &CompileArguments) -> anyhow::Result<()> {
         return report::print(&value.to_string());
     }
     let mut text = String::new();
-    writeln!(text, "{} for {target} in {dtype}", arguments.model.display())?;
+    let quantised = if compiled.is_quantised() { ", large weights in int8" } else { "" };
+    writeln!(text, "{} for {target} in {dtype}{quantised}", arguments.model.display())?;
     writeln!(text, "parameters: {parameters}")?;
     for (plan, timings) in &entries_compiled {
         summarise(&mut text, plan, timings)?;
@@ -120,7 +119,7 @@ fn stages(names: &[String]) -> anyhow::Result<BTreeSet<&'static str>> {
 fn compile_entry(
     model: &Model,
     entry: &str,
-    dtype: DType,
+    options: &CompileOptions,
     stages: &BTreeSet<&str>,
     folder: Option<&Path>,
 ) -> anyhow::Result<(Plan, Vec<PassTiming>)> {
@@ -144,7 +143,7 @@ fn compile_entry(
             }
         }
     };
-    let plan = model.compile(entry, dtype, &mut observer)?;
+    let plan = model.compile_with(entry, options, &mut observer)?;
     if let Some((path, error)) = failed {
         return Err(error).with_context(|| format!("cannot write `{}`", path.display()));
     }

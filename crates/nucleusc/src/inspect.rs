@@ -43,6 +43,7 @@ fn artifact(arguments: &InspectArguments) -> anyhow::Result<()> {
         let value = json!({
             "model": compiled.text.main.0,
             "dtype": compiled.dtype.name(),
+            "quantised": compiled.is_quantised(),
             "target": compiled.target,
             "entries": entries,
             "checkpoint": artifact.weights().map(describe),
@@ -53,6 +54,9 @@ fn artifact(arguments: &InspectArguments) -> anyhow::Result<()> {
     writeln!(text, "artifact {}", arguments.path.display())?;
     writeln!(text, "  model   {}", compiled.text.main.0)?;
     writeln!(text, "  dtype   {}", compiled.dtype)?;
+    if compiled.is_quantised() {
+        writeln!(text, "  weights of large products in int8, with a scale per output channel")?;
+    }
     writeln!(text, "  target  {}", compiled.target)?;
     for (key, value) in &compiled.config {
         writeln!(text, "  config  {key} = {value}")?;

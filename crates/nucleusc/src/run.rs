@@ -15,7 +15,7 @@ use crate::{progress, report};
 pub fn run(arguments: &RunArguments) -> anyhow::Result<()> {
     let inputs = TensorMap::read(&arguments.inputs)?;
     let source = source::open(&arguments.session)?;
-    let dtype = source.dtype;
+    let dtype = source.options.dtype;
     let (outputs, load_time, run_time) = match arguments.backend {
         Backend::Cpu => {
             let start = Instant::now();
@@ -76,12 +76,12 @@ pub fn session(source: Source, arguments: &SessionArguments) -> anyhow::Result<S
         }
         None => {
             let entry = source.model.entry(arguments.entry.as_deref())?;
-            source.model.compile(entry, source.dtype, &mut ())?
+            source.model.compile_with(entry, &source.options, &mut ())?
         }
     };
     let options = SessionOptions { threads: arguments.threads, ..SessionOptions::default() };
     let bar = progress::step_bar("packing");
-    let session = Session::with_progress(plan, source.weights, &options, &mut |done, total| {
+    let session = Session::with_source(plan, source.weights, &options, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     })?;
@@ -92,6 +92,6 @@ pub fn session(source: Source, arguments: &SessionArguments) -> anyhow::Result<S
 /// The entry run by the evaluator: for f32 as it was elaborated, for bf16 with the casts of the precision pass.
 fn interpret(source: &Source, arguments: &SessionArguments, inputs: &TensorMap) -> anyhow::Result<TensorMap> {
     let entry = source.model.entry(arguments.entry.as_deref())?;
-    let graph = source.model.graph_in(entry, source.dtype)?;
-    Ok(run_reference::<f32>(&graph, &source.weights, inputs, &arguments.dims)?)
+    let graph = source.model.graph_in(entry, &source.options)?;
+    Ok(run_reference::<f32>(&graph, &*source.weights, inputs, &arguments.dims)?)
 }

@@ -4,9 +4,11 @@ use std::path::Path;
 
 use anyhow::Context;
 use nucleus_ir::DType;
-use nucleus_runtime::{Artifact, Checkpoint, Compiled, Model};
+use nucleus_passes::CompileOptions;
+use nucleus_passes::quantize::Quantize;
+use nucleus_runtime::{Artifact, Checkpoint, Compiled, Model, RandomWeights, WeightSource};
 
-use crate::arguments::{ConfigArguments, SessionArguments};
+use crate::arguments::{ConfigArguments, Quantization, SessionArguments, WeightsFrom};
 use crate::report;
 
 /// Reads a model and applies config values: those of the checkpoint, or of `--config` in their place, then `--set`.
@@ -45,14 +47,25 @@ pub struct Source {
     /// What the artifact holds, if it is one.
     pub compiled: Option<Compiled>,
     /// The weights.
-    pub weights: Checkpoint,
-    /// The element type of products.
-    pub dtype: DType,
+    pub weights: Box<dyn WeightSource>,
+    /// The element type of products, and what is quantised.
+    pub options: CompileOptions,
+}
+
+/// How to compile for products in `dtype`.
+pub fn options(dtype: DType, quantization: Option<Quantization>) -> CompileOptions {
+    let quantize = quantization.map(|Quantization::Int8| Quantize::default());
+    CompileOptions { dtype, quantize, ..CompileOptions::default() }
 }
 
 /// Opens everything that `run` and `bench` need.
 pub fn open(arguments: &SessionArguments) -> anyhow::Result<Source> {
-    let given = arguments.weights.as_deref().map(Checkpoint::open).transpose()?;
+    let (mut given, mut random) = (None, None);
+    match &arguments.weights {
+        Some(WeightsFrom::Path(path)) => given = Some(Checkpoint::open(path)?),
+        Some(WeightsFrom::Random(seed)) => random = Some(RandomWeights { seed: *seed }),
+        None => {}
+    }
     if Artifact::is_artifact(&arguments.model) {
         anyhow::ensure!(
             arguments.config.config.is_none() && arguments.config.set.is_empty(),
@@ -66,15 +79,35 @@ pub fn open(arguments: &SessionArguments) -> anyhow::Result<Source> {
         if let Some(wanted) = arguments.dtype.map(DType::from) {
             anyhow::ensure!(wanted == dtype, "the artifact is compiled for {dtype}, not {wanted}");
         }
-        let weights = given.or(inside).with_context(|| {
+        let quantised = compiled.is_quantised();
+        anyhow::ensure!(
+            quantised || arguments.quantize.is_none(),
+            "`{}` is compiled without quantisation; compile it again with --quantize int8",
+            arguments.model.display()
+        );
+        let quantization = quantised.then_some(Quantization::Int8);
+        let weights = boxed(given.or(inside), random).with_context(|| {
             format!("`{}` holds no weights: give them with --weights DIR", arguments.model.display())
         })?;
-        return Ok(Source { model, compiled: Some(compiled), weights, dtype });
+        let options = options(dtype, quantization);
+        return Ok(Source { model, compiled: Some(compiled), weights, options });
     }
-    let weights = given.context("the model needs weights: give a diffusers folder with --weights DIR")?;
-    let model = model(&arguments.model, &arguments.config, Some(&weights))?;
-    let dtype = arguments.dtype.map_or_else(|| default_dtype(Some(&weights)), DType::from);
-    Ok(Source { model, compiled: None, weights, dtype })
+    let model = model(&arguments.model, &arguments.config, given.as_ref())?;
+    let default = if random.is_some() { DType::Bf16 } else { default_dtype(given.as_ref()) };
+    let dtype = arguments.dtype.map_or(default, DType::from);
+    let weights = boxed(given, random)
+        .context("the model needs weights: give a diffusers folder with --weights DIR, or `random`")?;
+    let options = options(dtype, arguments.quantize);
+    Ok(Source { model, compiled: None, weights, options })
+}
+
+/// Random weights where they are asked for, else those of the checkpoint.
+fn boxed(checkpoint: Option<Checkpoint>, random: Option<RandomWeights>) -> Option<Box<dyn WeightSource>> {
+    match (random, checkpoint) {
+        (Some(random), _) => Some(Box::new(random)),
+        (None, Some(checkpoint)) => Some(Box::new(checkpoint)),
+        (None, None) => None,
+    }
 }
 
 /// The element type of products where none is asked for: that of the checkpoint. f16 checkpoints run in f32, which holds their values.

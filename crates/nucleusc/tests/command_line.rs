@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use nucleus_runtime::TensorMap;
+use nucleus_runtime::{HostTensor, TensorMap};
 use nucleus_tests::parity::{Case, nucleus_image, relative_error};
 
 fn nucleusc() -> Command {
@@ -276,4 +276,98 @@ fn broken_artifacts_are_refused() {
     let renamed: PathBuf = folder.path().join("tensors.nuc");
     std::fs::copy(tensors, &renamed).expect("copied");
     assert!(fails(["inspect", text(&renamed)]).contains("not a compiled model"));
+}
+
+/// A model with one weight that is large enough to be quantised, and its checkpoint.
+fn projection(folder: &Path) -> (String, String, String) {
+    let model = folder.join("projection.ir");
+    let source = "use std { linear };\ndim B, S;\nentry project(x: [B, S, 1024] per step) -> (y: [B, S, 1024]) {\n    linear(x, \"proj\", out = 1024)\n}\n";
+    std::fs::write(&model, source).expect("a writable folder");
+    let values =
+        |count: usize| -> Vec<f32> { (0..count).map(|i| ((i * 7919) % 2003) as f32 / 1e5 - 0.01).collect() };
+    let mut weights = TensorMap::new();
+    let weight = HostTensor::from_f32(&[1024, 1024], &values(1 << 20)).expect("a tensor");
+    weights.insert("proj.weight", weight);
+    weights.insert("proj.bias", HostTensor::from_f32(&[1024], &values(1024)).expect("a tensor"));
+    let checkpoint = folder.join("model.safetensors");
+    weights.write(&checkpoint).expect("a writable folder");
+    let mut inputs = TensorMap::new();
+    inputs.insert("x", HostTensor::from_f32(&[1, 3, 1024], &values(3 * 1024)).expect("a tensor"));
+    let input = folder.join("inputs.safetensors");
+    inputs.write(&input).expect("a writable folder");
+    (text(&model).to_owned(), text(&checkpoint).to_owned(), text(&input).to_owned())
+}
+
+#[test]
+fn quantised_artifacts_run_like_weights_quantised_at_load() {
+    let folder = scratch();
+    let (model, weights, inputs) = projection(folder.path());
+    let path = |name: &str| text(&folder.path().join(name)).to_owned();
+    let (artifact, plain) = (path("int8.nuc"), path("plain.nuc"));
+    let report = succeeds(["compile", &model, "--weights", &weights, "--quantize", "int8", "-o", &artifact]);
+    assert!(report.contains("large weights in int8"), "{report}");
+    succeeds(["compile", &model, "--weights", &weights, "-o", &plain]);
+    let size = |path: &str| std::fs::metadata(path).expect("written").len();
+    assert!(size(&artifact) < (1 << 20) + (1 << 16) && size(&plain) > 4 << 20);
+
+    let inspected = succeeds(["inspect", &artifact]);
+    for word in
+        ["int8, with a scale per output channel", "I8     [1024, 1024]  proj.weight", "F32    [1024, 1]"]
+    {
+        assert!(inspected.contains(word), "no `{word}` in {inspected}");
+    }
+    let plan = succeeds(["inspect", &artifact, "--plan"]);
+    assert!(plan.contains("weight \"proj.weight\": i8[1024, 1024];"), "{plan}");
+
+    let y = |name: &str, arguments: &[&str]| {
+        let output = path(name);
+        let ran =
+            nucleusc().arg("run").args(arguments).args(["--inputs", &inputs, "--output", &output]).output();
+        let ran = ran.expect("nucleusc starts");
+        assert!(ran.status.success(), "{name}: {}", stderr(&ran));
+        TensorMap::read(Path::new(&output)).expect("written").get("y").expect("an output").to_f32_vec()
+    };
+    let stored = y("stored", &[&artifact]);
+    assert_eq!(stored, y("loaded", &[&model, "--weights", &weights, "--quantize", "int8"]));
+    assert_eq!(stored, y("given", &[&artifact, "--weights", &weights]), "the artifact's plan, other weights");
+    assert!(relative_error(&y("interp", &[&artifact, "--backend", "interp"]), &stored) < 1e-5);
+    let exact = y("exact", &[&model, "--weights", &weights]);
+    let error = relative_error(&stored, &exact);
+    assert!(error > 1e-5 && error < 0.02, "{error}");
+    assert_eq!(y("plain", &[&plain]), exact);
+
+    let message = fails(["bench", &plain, "--quantize", "int8", "--dim", "B=1", "--dim", "S=2"]);
+    assert!(message.contains("is compiled without quantisation"), "{message}");
+}
+
+#[test]
+fn random_weights_need_no_file() {
+    let folder = scratch();
+    let (model, _, inputs) = projection(folder.path());
+    let sizes = ["--dim", "B=1", "--dim", "S=5"];
+    let bench = |extra: &[&str]| {
+        let ran =
+            nucleusc().args(["bench", &model, "--repeat", "1", "--json"]).args(sizes).args(extra).output();
+        let ran = ran.expect("nucleusc starts");
+        assert!(ran.status.success(), "{extra:?}: {}", stderr(&ran));
+        serde_json::from_str::<serde_json::Value>(&stdout(&ran)).expect("JSON")
+    };
+    let quantised = bench(&["--weights", "random", "--quantize", "int8"]);
+    assert_eq!((&quantised["dtype"], &quantised["quantised"]), (&"bf16".into(), &true.into()));
+    assert_eq!(bench(&["--weights", "random:7", "--dtype", "f32"])["dtype"], "f32");
+    let message = fails(["bench", &model, "--weights", "random:x", "--dim", "B=1", "--dim", "S=5"]);
+    assert!(message.contains("`x` is not a seed"), "{message}");
+
+    // The same weights in every type, so the same answer up to rounding.
+    let y = |name: &str, weights: &str, extra: &[&str]| {
+        let output = text(&folder.path().join(name)).to_owned();
+        let mut run = nucleusc();
+        run.args(["run", &model, "--weights", weights, "--inputs", &inputs, "--output", &output]).args(extra);
+        let ran = run.output().expect("nucleusc starts");
+        assert!(ran.status.success(), "{name}: {}", stderr(&ran));
+        TensorMap::read(Path::new(&output)).expect("written").get("y").expect("an output").to_f32_vec()
+    };
+    let float = y("float", "random:1", &["--dtype", "f32"]);
+    assert!(relative_error(&y("int8", "random:1", &["--dtype", "f32", "--quantize", "int8"]), &float) < 1e-5);
+    assert!(relative_error(&y("other", "random:2", &["--dtype", "f32"]), &float) > 0.1);
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use nucleus_ir::Dim;
+use nucleus_ir::{DType, Dim};
 use nucleus_plan::{BufferId, KernelId, Place};
 use nucleus_runtime::artifact::write_artifact;
 use nucleus_runtime::{Artifact, Compiled, HostTensor, TensorMap};
@@ -357,6 +357,13 @@ fn damaged_checkpoints() {
                 tensors.insert("img_in.bias", HostTensor::from_i32(&shape, &ones).expect("a tensor"));
             }),
             "img_in.bias",
+        ),
+        (
+            edit(|tensors| {
+                let shape = tensors.get("proj_out.weight").expect("a weight").shape().to_vec();
+                tensors.insert("proj_out.weight", HostTensor::zeros(DType::I8, &shape).expect("a tensor"));
+            }),
+            "weight `proj_out.weight` is stored as I8",
         ),
     ];
     for (number, (damage, want)) in cases.iter().enumerate() {

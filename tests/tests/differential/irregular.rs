@@ -61,6 +61,10 @@ fn numbers(dtype: DType, repeat: usize, count: usize) -> HostTensor {
                 (0..count).map(|index| INTEGERS[position(index, INTEGERS.len())]).collect();
             HostTensor::from_i32(&[count], &values)
         }
+        DType::I8 => {
+            let values: Vec<i8> = (0..count).map(|index| position(index, 256) as u8 as i8).collect();
+            HostTensor::from_i8(&[count], &values)
+        }
         DType::Bool => {
             let values: Vec<bool> = (0..count).map(|index| position(index, 2) == 1).collect();
             HostTensor::from_bool(&[count], &values)

@@ -446,7 +446,7 @@ fn constant(emit: &mut Emit, value: f64, dtype: DType) -> Value {
         DType::F32 => emit.float(value as f32),
         DType::Bf16 => emit.float(half::bf16::from_f64(value).to_f32()),
         DType::F16 => emit.float(half::f16::from_f64(value).to_f32()),
-        DType::I32 => emit.int(value as i32),
+        DType::I32 | DType::I8 => emit.int(value as i32),
         DType::Bool => emit.int(-i32::from(value != 0.0)),
     }
 }

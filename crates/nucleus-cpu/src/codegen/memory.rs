@@ -55,6 +55,7 @@ impl Emit<'_, '_> {
             DType::I32 => instruction.load(types::I32, flags, address, 0),
             DType::Bf16 | DType::F16 => instruction.uload16(types::I32, flags, address, 0),
             DType::Bool => instruction.uload8(types::I32, flags, address, 0),
+            DType::I8 => instruction.sload8(types::I32, flags, address, 0),
         }
     }
 
@@ -70,6 +71,13 @@ impl Emit<'_, '_> {
                 let halves = self.builder.ins().uwiden_low(bytes);
                 self.builder.ins().uwiden_low(halves)
             }
+            DType::I8 => {
+                let bytes = self.builder.ins().load(types::I32, flags, address, 0);
+                let bytes = self.builder.ins().scalar_to_vector(types::I32X4, bytes);
+                let bytes = self.bitcast(types::I8X16, bytes);
+                let halves = self.builder.ins().swiden_low(bytes);
+                self.builder.ins().swiden_low(halves)
+            }
         }
     }
 
@@ -77,7 +85,7 @@ impl Emit<'_, '_> {
         match dtype {
             DType::F32 | DType::I32 => self.builder.ins().store(flags, value, address, 0),
             DType::Bf16 | DType::F16 => self.builder.ins().istore16(flags, value, address, 0),
-            DType::Bool => self.builder.ins().istore8(flags, value, address, 0),
+            DType::Bool | DType::I8 => self.builder.ins().istore8(flags, value, address, 0),
         };
     }
 
@@ -97,6 +105,11 @@ impl Emit<'_, '_> {
                 let bytes = self.builder.ins().unarrow(halves, halves);
                 self.bitcast(types::F32X4, bytes)
             }
+            DType::I8 => {
+                let halves = self.builder.ins().snarrow(value, value);
+                let bytes = self.builder.ins().snarrow(halves, halves);
+                self.bitcast(types::F32X4, bytes)
+            }
         };
         let low = self.builder.ins().extractlane(vector, 0);
         self.builder.ins().store(flags, low, address, 0);
@@ -105,7 +118,7 @@ impl Emit<'_, '_> {
     /// From stored bits to the type in which values are held.
     pub(super) fn widen(&mut self, dtype: DType, stored: Value) -> Value {
         match dtype {
-            DType::F32 | DType::I32 => stored,
+            DType::F32 | DType::I32 | DType::I8 => stored,
             DType::Bf16 => {
                 let bits = self.shift_left(stored, 16);
                 self.as_float(bits)
@@ -121,7 +134,7 @@ impl Emit<'_, '_> {
     /// From the type in which values are held to stored bits.
     pub(super) fn narrow(&mut self, dtype: DType, value: Value) -> Value {
         match dtype {
-            DType::F32 | DType::I32 => value,
+            DType::F32 | DType::I32 | DType::I8 => value,
             DType::Bf16 => match self.high_halves.get(&value) {
                 Some(&high) => high,
                 None => {
@@ -214,7 +227,7 @@ impl Emit<'_, '_> {
                 let half = self.narrow_f16(value);
                 self.widen_f16(half)
             }
-            DType::F32 | DType::I32 | DType::Bool => value,
+            DType::F32 | DType::I32 | DType::Bool | DType::I8 => value,
         }
     }
 }

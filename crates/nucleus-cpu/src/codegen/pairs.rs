@@ -35,7 +35,8 @@ pub(super) fn find(function: &ScalarFunction, operands: &[Operand]) -> Vec<Optio
         };
         let operand = operands[access.operand as usize];
         let apart = access.strides.last().is_some_and(|stride| stride.is(2)) && access.indirect.is_none();
-        (operand.mode == mode && operand.dtype != DType::Bool && apart).then(|| access.clone())
+        (operand.mode == mode && !matches!(operand.dtype, DType::Bool | DType::I8) && apart)
+            .then(|| access.clone())
     };
     let candidates: Vec<Option<Access>> = function.steps.iter().map(candidate).collect();
     let mut steps: HashMap<&Access, Vec<usize>> = HashMap::new();
@@ -85,7 +86,7 @@ impl Emit<'_, '_> {
                 let words = self.builder.ins().load(types::I32X4, flags, address, 0);
                 [self.and_constant(words, 0xffff), self.shift_right(words, 16)]
             }
-            DType::F32 | DType::I32 | DType::Bool => {
+            DType::F32 | DType::I32 | DType::Bool | DType::I8 => {
                 let ty = if dtype == DType::F32 { types::F32X4 } else { types::I32X4 };
                 let low = self.builder.ins().load(ty, flags, address, 0);
                 let high = self.builder.ins().load(ty, flags, address, 16);
@@ -110,7 +111,7 @@ impl Emit<'_, '_> {
                 let words = self.bor(even, odd);
                 self.builder.ins().store(flags, words, address, 0);
             }
-            DType::F32 | DType::I32 | DType::Bool => {
+            DType::F32 | DType::I32 | DType::Bool | DType::I8 => {
                 for (order, offset) in [([0, 4, 1, 5], 0), ([2, 6, 3, 7], 16)] {
                     let part = self.shuffle(even, odd, order);
                     self.builder.ins().store(flags, part, address, offset);

@@ -16,7 +16,8 @@ impl Emit<'_, '_> {
         }
         let value = match dtype {
             DType::F32 | DType::Bf16 | DType::F16 => self.apply_float(op, args),
-            DType::I32 => self.apply_int(op, args),
+            // Of 8-bit integers there are only casts.
+            DType::I32 | DType::I8 => self.apply_int(op, args),
             DType::Bool => self.apply_bool(op, args),
         };
         if dtype.is_float() && !keeps_representable(op) { self.round(dtype, value) } else { value }

@@ -105,6 +105,7 @@ pub(crate) fn element(dtype: DType) -> Option<Element> {
         DType::F32 => Some(Element::F32),
         DType::Bf16 => Some(Element::Bf16),
         DType::F16 => Some(Element::F16),
+        DType::I8 => Some(Element::I8),
         DType::I32 | DType::Bool => None,
     }
 }
@@ -137,8 +138,11 @@ fn as_load(
         _ => return None,
     };
     let loaded = operands[access.operand as usize].dtype;
-    // A rounding to f16 between wider types is not the micro-kernel's.
-    let plain = last.is_none_or(|to| to == loaded || to == operand_dtype(operand));
+    // A rounding to f16 between wider types is not the micro-kernel's. Bytes are the same number in every float type.
+    let plain = match loaded {
+        DType::I8 => last.is_some_and(DType::is_float),
+        _ => last.is_none_or(|to| to == loaded || to == operand_dtype(operand)),
+    };
     Some((access.clone(), element(loaded)?)).filter(|_| plain)
 }
 
@@ -338,7 +342,8 @@ impl Compiler<'_> {
         let dtype = operand_dtype(operand);
         let rows: Vec<Extent> = extents(&c.batch).into_iter().chain(extents(&c.rows)).collect();
         let with = |last: Extent| rows.iter().cloned().chain([last]).collect::<Vec<_>>();
-        let a = as_load(&c.a, &self.kernel.operands, operand);
+        // Only right factors are packed from bytes; elsewhere the compiled function widens them.
+        let a = as_load(&c.a, &self.kernel.operands, operand).filter(|(_, element)| *element != Element::I8);
         let a_fill = self.fill("a", &with(c.depth.into()), &c.a, dtype)?;
         let mut shared = SharedFunctions::default();
         let mut parts = Vec::with_capacity(c.parts.len());
@@ -380,7 +385,9 @@ impl Compiler<'_> {
         let viewable =
             |access: &Access| access.indirect.is_none() && access.strides.last().is_some_and(|s| s.is(1));
         match as_load(function, &self.kernel.operands, operand) {
-            Some((access, element)) if viewable(&access) => Ok(Source::Load { access, element }),
+            Some((access, element)) if viewable(&access) && element != Element::I8 => {
+                Ok(Source::Load { access, element })
+            }
             _ => Ok(Source::Fill(self.fill(name, axes, function, operand_dtype(operand))?)),
         }
     }

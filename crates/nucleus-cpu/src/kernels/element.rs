@@ -83,7 +83,7 @@ pub unsafe fn load_f32(data: *const u8, element: Element, index: usize) -> f32 {
     }
 }
 
-/// Writes one f32 as `element`, rounded to nearest, ties to even; i8 also clamps.
+/// Writes one f32 as `element`, rounded to nearest, ties to even; bytes saturate.
 ///
 /// # Safety
 /// `data` must point to `index + 1` writable elements of type `element`; they need not be aligned.
@@ -144,13 +144,6 @@ impl Stored for f32 {
     }
 }
 
-impl Stored for i8 {
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        f32::from(self)
-    }
-}
-
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 pub(super) struct Bf16Bits(u16);
@@ -175,6 +168,19 @@ impl Stored for F16Bits {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f16::from_bits(self.0).to_f32()
+    }
+}
+
+impl Stored for i8 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from(self)
+    }
+
+    /// Exact: eight significant bits are what a bf16 has.
+    #[inline(always)]
+    fn to_bf16(self) -> u16 {
+        (f32::from(self).to_bits() >> 16) as u16
     }
 }
 
@@ -215,5 +221,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn bytes_widen_exactly_and_saturate() {
+        for value in i8::MIN..=i8::MAX {
+            assert_eq!(f32_from_bf16(value.to_bf16()), f32::from(value));
+        }
+        let mut bytes = [0u8; 4];
+        for (index, value) in [-300.0f32, 2.5, 3.5, 300.0].into_iter().enumerate() {
+            // SAFETY: four elements of one byte.
+            unsafe { store_f32(bytes.as_mut_ptr(), Element::I8, index, value) };
+        }
+        assert_eq!(bytes.map(|byte| byte as i8), [-128, 2, 4, 127]);
     }
 }

@@ -421,3 +421,94 @@ fn a_contraction_without_parts_is_refused() {
     access.strides.pop();
     assert!(error(&plan).contains("`b1`"), "{}", error(&plan));
 }
+
+/// Quantised weights, stored (out, in) and (in, out): `y = x Qᵀ · s` and `z = x R`, and a copy of the first column of Q.
+fn quantised(dtype: &str) -> String {
+    format!(
+        "
+    dim B, S;
+    input x: {dtype}[B, S, 37] per step;
+    output y: f32[B, S, 21];
+    output z: f32[B, S, 21];
+    output q: {dtype}[21, 37];
+    output r: f32[21];
+    weight \"w\": i8[21, 37];
+    weight \"w.scale\": f32[21, 1];
+    weight \"u\": i8[37, 21];
+    buffer b0: {dtype}[B, S, 37] input 0;
+    buffer b1: i8[21, 37] weight \"w\";
+    buffer b2: f32[21, 1] weight \"w.scale\";
+    buffer b3: i8[37, 21] weight \"u\";
+    buffer b4: f32[B, S, 21] output 0;
+    buffer b5: f32[B, S, 21] output 1;
+    buffer b6: {dtype}[21, 37] output 2;
+    buffer b7: f32[21] output 3;
+    kernel k0(read {dtype}, read i8, read f32, write f32) sizes 4 matmul {dtype} {{
+        batch;
+        rows s0, s1;
+        columns 21; segments 1; depth 37;
+        a {{ v0 = load o0[s2*i0 + 37*i1 + i2]; return v0; }}
+        b {{ v0 = load o1[i0 + 37*i1]; v1 = cast(v0, {dtype}); return v1; }}
+        epilogue {{
+            v0 = accumulator 0;
+            v1 = load o2[i2];
+            v2 = mul(v0, v1);
+            store o3[s3*i0 + 21*i1 + i2] = v2;
+        }}
+    }}
+    kernel k1(read {dtype}, read i8, write f32) sizes 4 matmul {dtype} {{
+        batch;
+        rows s0, s1;
+        columns 21; segments 1; depth 37;
+        a {{ v0 = load o0[s2*i0 + 37*i1 + i2]; return v0; }}
+        b {{ v0 = load o1[21*i0 + i1]; v1 = cast(v0, {dtype}); return v1; }}
+        epilogue {{ v0 = accumulator 0; store o2[s3*i0 + 21*i1 + i2] = v0; }}
+    }}
+    kernel k2(read i8, write {dtype}) sizes 0 map {{
+        space 21, 37;
+        function {{ v0 = load o0[37*i0 + i1]; v1 = cast(v0, {dtype}); store o1[37*i0 + i1] = v1; }}
+    }}
+    kernel k3(read i8, write f32) sizes 0 map {{
+        space 21;
+        function {{ v0 = load o0[37*i0]; v1 = cast(v0, f32); store o1[i0] = v1; }}
+    }}
+    launch k0(b0, b1, b2, b4) sizes B, S, 37*S, 21*S per step;
+    launch k1(b0, b3, b5) sizes B, S, 37*S, 21*S per step;
+    launch k2(b1, b6) per step;
+    launch k3(b1, b7) per step;
+"
+    )
+}
+
+#[test]
+fn right_factors_may_be_bytes() {
+    for dtype in ["f32", "bf16", "f16"] {
+        for (b, s) in SIZES {
+            let text = quantised(dtype);
+            check(&Case { text: &text, dims: &[("B", b), ("S", s)], tolerance: 1e-5, ..DEFAULT });
+        }
+    }
+}
+
+#[test]
+fn a_left_factor_may_be_bytes() {
+    let text = "
+    output y: f32[5, 21];
+    weight \"a\": i8[5, 37];
+    weight \"b\": i8[21, 37];
+    buffer b0: i8[5, 37] weight \"a\";
+    buffer b1: i8[21, 37] weight \"b\";
+    buffer b2: f32[5, 21] output 0;
+    kernel k0(read i8, read i8, write f32) sizes 0 matmul bf16 {
+        batch;
+        rows 5;
+        columns 21; segments 1; depth 37;
+        a { v0 = load o0[37*i0 + i1]; v1 = cast(v0, bf16); return v1; }
+        b { v0 = load o1[i0 + 37*i1]; v1 = cast(v0, bf16); return v1; }
+        epilogue { v0 = accumulator 0; store o2[21*i0 + i1] = v0; }
+    }
+    launch k0(b0, b1, b2) per step;
+";
+    // Sums of products of bytes below 2²⁴ are exact.
+    check(&Case { text, dims: &[], tolerance: 0.0, ..DEFAULT });
+}

@@ -45,7 +45,7 @@ fn model(settings: &[&str], dtype: DType) -> Plan {
     let program = Program::load(&mut sources, file, &|_| None).unwrap();
     let mut config = Config::new();
     settings.iter().for_each(|setting| config.set(setting).unwrap());
-    let options = CompileOptions { dtype, verify: true };
+    let options = CompileOptions { dtype, verify: true, ..CompileOptions::default() };
     let mut observer = |_: &'static Pass, _: &Form, _| {};
     match compile_to(&program, &config, "velocity", &options, &mut observer, "schedule").unwrap() {
         Form::Plan(plan) => plan,

@@ -25,6 +25,7 @@ pub(crate) fn encode(values: &[f64], dtype: DType) -> Vec<u8> {
         DType::F16 => f16::from_f32(value as f32).to_le_bytes().to_vec(),
         DType::I32 => (value as i32).to_le_bytes().to_vec(),
         DType::Bool => vec![u8::from(value != 0.0)],
+        DType::I8 => vec![value as i8 as u8],
     };
     values.iter().flat_map(one).collect()
 }
@@ -36,6 +37,7 @@ pub(crate) fn decode(bytes: &[u8], dtype: DType) -> Vec<f64> {
             (DType::F32, &[a, b, c, d]) => f64::from(f32::from_le_bytes([a, b, c, d])),
             (DType::I32, &[a, b, c, d]) => f64::from(i32::from_le_bytes([a, b, c, d])),
             (DType::Bf16, &[a, b]) => f64::from(bf16::from_le_bytes([a, b])),
+            (DType::I8, &[a]) => f64::from(a as i8),
             (DType::F16, &[a, b]) => f64::from(f16::from_le_bytes([a, b])),
             (_, chunk) => f64::from(chunk[0]),
         })
@@ -98,6 +100,7 @@ pub(crate) fn expected(case: &Case, plan: &Plan, dims: &Bindings) -> Expected {
                 (case.value)(&name, position).unwrap_or(match buffer.dtype {
                     DType::Bool => f64::from(u8::from(random < 0.6)),
                     DType::I32 => (random * 200.0 - 100.0).floor(),
+                    DType::I8 => (random * 255.0 - 127.0).floor(),
                     _ => random * 4.0 - 2.0,
                 })
             })
@@ -135,7 +138,10 @@ pub(crate) fn run(
         if rate == Rate::Model && prepare {
             let mut names = Vec::new();
             // SAFETY: as above.
-            unsafe { program.prepare(&table, &mut |name| names.push(name.to_owned()))? };
+            unsafe {
+                program.pack_weights(&table, &mut |name: &str| names.push(name.to_owned()))?;
+                program.pack_values(&table)?;
+            }
             for weight in program.weight_uses() {
                 assert_eq!(names.contains(&weight.name), weight.packed);
                 if !weight.plain {
@@ -202,7 +208,7 @@ pub(crate) fn check_plan(
                     // One unit in the last place of the largest value.
                     DType::Bf16 => case.tolerance.max(0.008),
                     DType::F16 => case.tolerance.max(0.001),
-                    DType::I32 | DType::Bool => 0.0,
+                    DType::I32 | DType::Bool | DType::I8 => 0.0,
                 };
                 assert!(
                     error <= tolerance,

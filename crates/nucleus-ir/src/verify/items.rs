@@ -8,6 +8,7 @@ use crate::ast::{
     TensorPattern,
 };
 use crate::diagnostics::Diagnostic;
+use crate::dtype::DType;
 use crate::ops::op_info;
 use crate::source::Span;
 use crate::suggest::nearest;
@@ -219,6 +220,10 @@ impl<'a> Verifier<'a> {
         if pattern.leading {
             let message = format!("the type of {what} cannot begin with `...`");
             self.error(Diagnostic::error(message).label(pattern.span.0, "every axis must be written"));
+        }
+        if pattern.dtype == Some(DType::I8) {
+            let message = format!("{what} cannot be i8, which only weights may be");
+            self.error(Diagnostic::error(message).label(pattern.span.0, "this type"));
         }
         self.pattern(pattern);
     }

@@ -176,6 +176,8 @@ impl<'p> Evaluator<'p> {
             DType::Bool => matches!(value, Term::Bool(_)),
             DType::I32 => number.fract() == 0.0 && number.abs() <= f64::from(i32::MAX),
             DType::F32 | DType::Bf16 | DType::F16 => !matches!(value, Term::Bool(_)),
+            // There is no such input.
+            DType::I8 => false,
         };
         if !fits {
             let message = format!("the default {value} is not a value of {dtype}");

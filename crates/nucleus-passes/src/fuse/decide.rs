@@ -1,7 +1,7 @@
 //! Which values lie in buffers, and which are computed where they are used.
 
 use nucleus_ir::graph::{Graph, Node, NodeData, Value};
-use nucleus_ir::{Op, Rate, ScalarOp};
+use nucleus_ir::{DType, Op, Rate, ScalarOp};
 
 use super::group::{Group, IsView, Kind};
 use super::space::Space;
@@ -30,6 +30,8 @@ enum Need {
     Function,
     /// As a load, perhaps gathered, perhaps followed by casts.
     Cast,
+    /// As a load, perhaps cast from 8-bit integers: a right factor, which is packed from them.
+    Packed,
     /// As a load of a stored value.
     Stored,
 }
@@ -186,10 +188,14 @@ impl State {
         let light = cost < TRANSCENDENTAL;
         let only_casts = matches!(data.op, Op::Cast { .. } | Op::Gather) && cost <= 2;
         let one_kernel = sites.windows(2).all(|pair| pair[0].kernel == pair[1].kernel);
+        let from_bytes =
+            matches!(data.op, Op::Cast { .. }) && self.graph.ty(data.operands[0]).dtype == DType::I8;
         let free = own == 0 && cost == 0;
         sites.iter().any(|site| {
             let fits = match site.need {
                 Need::Stored => false,
+                // A stored copy would undo what quantisation saves.
+                Need::Packed => from_bytes,
                 Need::Cast => only_casts && one_kernel,
                 Need::Function => {
                     free || {
@@ -249,7 +255,7 @@ impl State {
                 }
             }
             Op::Matmul { .. } | Op::GroupedMatmul { .. } => {
-                site(if position == 0 { Need::Cast } else { Need::Stored });
+                site(if position == 0 { Need::Cast } else { Need::Packed });
             }
             Op::Attention { .. } => site(if position == 3 { Need::Function } else { Need::Stored }),
             Op::SegmentSum => {

@@ -141,6 +141,8 @@ pub(crate) enum Form {
     Any,
     /// A load, perhaps gathered, perhaps followed by casts.
     Cast,
+    /// A direct load, perhaps cast from 8-bit integers.
+    Packed,
     /// A direct load.
     Load,
 }
@@ -235,9 +237,9 @@ impl<'a> Emitter<'a> {
                 Some((piece, map)) => self.value(piece, &map),
                 None => Err(Stop::store(value)),
             },
-            Op::Gather if self.form != Form::Load => self.gather(data, map),
+            Op::Gather if matches!(self.form, Form::Any | Form::Cast) => self.gather(data, map),
             op => match op.scalar() {
-                Some(scalar) if self.accepts(scalar) => {
+                Some(scalar) if self.accepts(scalar, data.operands[0]) => {
                     let mut args = Vec::with_capacity(data.operands.len());
                     let mut missing = Missing::default();
                     for operand in &data.operands {
@@ -252,10 +254,13 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    fn accepts(&self, op: ScalarOp) -> bool {
+    fn accepts(&self, op: ScalarOp, operand: Value) -> bool {
         match self.form {
             Form::Any => true,
             Form::Cast => matches!(op, ScalarOp::Cast(_)),
+            Form::Packed => {
+                matches!(op, ScalarOp::Cast(_)) && self.state.graph.ty(operand).dtype == DType::I8
+            }
             Form::Load => false,
         }
     }
@@ -307,7 +312,7 @@ impl<'a> Emitter<'a> {
         let indirect = match &at.indirect {
             None => None,
             Some(term) => {
-                if self.form == Form::Load {
+                if matches!(self.form, Form::Load | Form::Packed) {
                     return Ok(None);
                 }
                 let Some(index_strides) = self.merge(&term.access.terms)? else { return Ok(None) };

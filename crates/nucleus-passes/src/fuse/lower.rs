@@ -285,7 +285,7 @@ impl Lowering<'_> {
         let columns = arguments.size(&extents[outer]);
         let depth_size = arguments.size(&depth);
         let a_function = self.operand(group, &mut arguments, &a_extents, Form::Cast, a, &a_map)?;
-        let b_function = self.operand(group, &mut arguments, &b_extents, Form::Load, b, &b_map)?;
+        let b_function = self.operand(group, &mut arguments, &b_extents, Form::Packed, b, &b_map)?;
         let epilogue = self.stores(group, &mut arguments, &extents, false)?;
         let product_flops =
             product(&extents[..outer])?.mul(&all_columns)?.mul(&depth)?.mul(&Dim::constant(2))?;

@@ -49,7 +49,7 @@ impl Scalar {
     fn new(value: Float, dtype: DType) -> Scalar {
         match dtype {
             DType::F32 | DType::Bf16 | DType::F16 => Scalar::Float(round_to(value.0 as f32, dtype)),
-            DType::I32 => Scalar::Int(value.0 as i32),
+            DType::I32 | DType::I8 => Scalar::Int(value.0 as i32),
             DType::Bool => Scalar::Bool(value.0 != 0.0),
         }
     }
@@ -63,7 +63,7 @@ fn round_to(value: f32, dtype: DType) -> f32 {
     match dtype {
         DType::Bf16 => half::bf16::from_f32(value).to_f32(),
         DType::F16 => half::f16::from_f32(value).to_f32(),
-        DType::F32 | DType::I32 | DType::Bool => value,
+        DType::F32 | DType::I32 | DType::Bool | DType::I8 => value,
     }
 }
 
@@ -123,9 +123,9 @@ fn cast(x: Scalar, to: DType) -> Scalar {
         (DType::F32 | DType::Bf16 | DType::F16, Scalar::Float(x)) => Scalar::Float(x),
         (DType::F32 | DType::Bf16 | DType::F16, Scalar::Int(x)) => Scalar::Float(x as f32),
         (DType::F32 | DType::Bf16 | DType::F16, Scalar::Bool(x)) => Scalar::Float(f32::from(u8::from(x))),
-        (DType::I32, Scalar::Float(x)) => Scalar::Int(x as i32),
-        (DType::I32, Scalar::Int(x)) => Scalar::Int(x),
-        (DType::I32, Scalar::Bool(x)) => Scalar::Int(i32::from(x)),
+        (DType::I32 | DType::I8, Scalar::Float(x)) => Scalar::Int(x as i32),
+        (DType::I32 | DType::I8, Scalar::Int(x)) => Scalar::Int(x),
+        (DType::I32 | DType::I8, Scalar::Bool(x)) => Scalar::Int(i32::from(x)),
         (DType::Bool, Scalar::Float(x)) => Scalar::Bool(x != 0.0),
         (DType::Bool, Scalar::Int(x)) => Scalar::Bool(x != 0),
         (DType::Bool, Scalar::Bool(x)) => Scalar::Bool(x),
@@ -217,7 +217,8 @@ pub(super) fn casts(rewriter: &mut Rewriter<'_>, site: &Site<'_>) -> Result<Opti
         return Ok(Some(*x));
     }
     let Some((Op::Cast { to: between }, &[source])) = rewriter.op(*x) else { return Ok(None) };
-    if !lossless(rewriter.graph().ty(source).dtype, *between) {
+    let stored = rewriter.graph().ty(source).dtype;
+    if !lossless(stored, *between) || ScalarOp::Cast(*to).result(&[stored]).is_none() {
         return Ok(None);
     }
     rewriter.emit(site.op.clone(), &[source], site.scope).map(Some)
@@ -225,5 +226,5 @@ pub(super) fn casts(rewriter: &mut Rewriter<'_>, site: &Site<'_>) -> Result<Opti
 
 /// True if a cast keeps every value apart from every other and a later cast sees the same number.
 fn lossless(from: DType, to: DType) -> bool {
-    matches!((from, to), (DType::Bf16 | DType::F16, DType::F32) | (DType::Bool, _)) || from == to
+    matches!((from, to), (DType::Bf16 | DType::F16, DType::F32) | (DType::Bool | DType::I8, _)) || from == to
 }

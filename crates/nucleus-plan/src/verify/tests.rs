@@ -100,6 +100,17 @@ fn references_out_of_range() {
 }
 
 #[test]
+fn bytes_outside_of_weights() {
+    broken(|plan| plan.buffers[1].dtype = DType::I8, "buffer b1: is i8, which only weights may be");
+    let constant = Step::Constant { value: nucleus_ir::Float(1.0), dtype: DType::I8 };
+    broken(|plan| function(plan).steps[0] = constant, "there are no constants of i8");
+    broken(
+        |plan| function(plan).steps[1] = Step::Apply { op: ScalarOp::Cast(DType::I8), args: vec![StepId(0)] },
+        "not defined for its operands",
+    );
+}
+
+#[test]
 fn functions_that_do_not_type() {
     broken(|plan| function(plan).steps[1] = Step::Accumulator(0), "there is no accumulator 0");
     broken(

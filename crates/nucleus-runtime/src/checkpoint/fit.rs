@@ -97,6 +97,11 @@ impl fmt::Display for Problem {
             Problem::DType { name, stored, needed: Some(needed) } => {
                 write!(f, "weight `{}` is stored as {stored}, the model needs {needed}", shown(name))
             }
+            Problem::DType { name, stored: stored @ StoredDType::I8, needed: None } => write!(
+                f,
+                "weight `{}` is stored as {stored}, the model needs f32, bf16 or f16: compile it with `--quantize int8`",
+                shown(name)
+            ),
             Problem::DType { name, stored, needed: None } => {
                 write!(f, "weight `{}` is stored as {stored}, the model needs f32, bf16 or f16", shown(name))
             }

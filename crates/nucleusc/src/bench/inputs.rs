@@ -20,6 +20,8 @@ pub fn random_inputs(signature: &Signature, dims: &[(String, i64)]) -> anyhow::R
         let tensor = match ty.dtype {
             DType::Bool => HostTensor::from_bool(&shape, &vec![true; elements])?,
             DType::I32 => HostTensor::from_i32(&shape, &vec![0; elements])?,
+            // No entry has such an input: only weights are quantised.
+            DType::I8 => HostTensor::from_i8(&shape, &vec![0; elements])?,
             DType::F32 | DType::Bf16 | DType::F16 => {
                 // A multiplicative congruential sequence (Knuth's MMIX constants): the same inputs on every machine.
                 let mut state = 0x9e37_79b9_7f4a_7c15_u64;
