@@ -77,6 +77,8 @@ class Row:
     compiled: list[float] = field(default_factory=list)
     nucleus: list[float] = field(default_factory=list)
     gflops: float | None = None
+    steps: list[float] = field(default_factory=list)
+    fractions: list[float] = field(default_factory=list)
     peak_bytes: int = 0
     error: str = ""
 
@@ -160,15 +162,18 @@ def table(rows: list[Row], arguments: argparse.Namespace) -> str:
     head = ["dtype", "image tokens", "diffusers eager, s"]
     head += ["torch.compile, s"] if arguments.compile else []
     head += ["nucleusc, s", "eager ÷ nucleusc"]
-    head += ["torch.compile ÷ nucleusc"] if arguments.compile else []
-    head += ["nucleusc GFLOP/s", "nucleusc peak GB", "error"]
+    head += ["torch.compile ÷ nucleusc", "the better ÷ nucleusc"] if arguments.compile else []
+    head += ["prompt prepared, s", "GFLOP/s", "of the limit", "peak GB", "error"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         cells = [row.dtype, str(row.tokens), median(row.eager)]
         cells += [median(row.compiled)] if arguments.compile else []
         cells += [median(row.nucleus), ratio(row.eager, row.nucleus)]
-        cells += [ratio(row.compiled, row.nucleus)] if arguments.compile else []
-        cells += [f"{row.gflops:.0f}" if row.gflops else "", f"{row.peak_bytes / 1e9:.1f}" if row.peak_bytes else ""]
+        better = min(filter(None, (row.eager, row.compiled)), key=statistics.median, default=[])
+        cells += [ratio(row.compiled, row.nucleus), ratio(better, row.nucleus)] if arguments.compile else []
+        cells += [median(row.steps), f"{row.gflops:.0f}" if row.gflops else ""]
+        cells += [f"{statistics.median(row.fractions):.0%}" if row.fractions else ""]
+        cells += [f"{row.peak_bytes / 1e9:.1f}" if row.peak_bytes else ""]
         lines.append("| " + " | ".join([*cells, row.error]) + " |")
     runs = arguments.rounds * arguments.repeat
     note = f"Median of {runs} runs, {arguments.threads} threads, batch 1, 64 text tokens."
@@ -245,7 +250,9 @@ def main() -> int:
                 if with_nucleus:
                     report, peak = nucleusc.bench(weights, inputs, grid, arguments.repeat)
                     row.nucleus += report["runs_s"]
+                    row.steps.append(report["step_median_s"])
                     row.gflops = report.get("gflops")
+                    row.fractions.append(report["fraction_of_limit"])
                     row.peak_bytes = max(row.peak_bytes, peak)
                     say(f"nucleusc {label}: {min(report['runs_s']):.3f} s")
         if peer is not None:

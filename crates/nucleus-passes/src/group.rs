@@ -5,7 +5,7 @@
 //! launches that share its kernel, at sample sizes.
 
 use nucleus_plan::cost::{Machine, Problem, choose_tile};
-use nucleus_plan::verify::sample_sizes;
+use nucleus_plan::verify::largest_sample;
 use nucleus_plan::{Anchor, Plan};
 
 use crate::error::PassError;
@@ -19,9 +19,7 @@ pub fn group(plan: Plan) -> Result<Plan, PassError> {
 
 /// The same for any machine.
 pub fn group_for(mut plan: Plan, machine: &Machine) -> Result<Plan, PassError> {
-    // The largest sample: where time is spent.
-    let points = sample_sizes(&plan);
-    let largest = points.iter().max_by_key(|point| point.iter().map(|(_, size)| size).product::<i64>());
+    let largest = largest_sample(&plan);
     let mut problems: Vec<Vec<Problem>> = vec![Vec::new(); plan.kernels.len()];
     for launch in &plan.launches {
         let id = launch.kernel.0 as usize;
@@ -29,7 +27,7 @@ pub fn group_for(mut plan: Plan, machine: &Machine) -> Result<Plan, PassError> {
         else {
             continue;
         };
-        let sizes = launch.sizes.iter().map(|size| largest.map_or(Ok(1), |point| size.eval(point)));
+        let sizes = launch.sizes.iter().map(|size| largest.as_ref().map_or(Ok(1), |point| size.eval(point)));
         if let Ok(sizes) = sizes.collect::<Result<Vec<i64>, _>>() {
             problems[id].push(Problem::of(contraction, &sizes));
         }

@@ -25,6 +25,10 @@ pub struct Machine {
     pub bandwidth: f64,
     /// Bytes/s of all cores together from and to their caches.
     pub cache_bandwidth: f64,
+    /// Bytes/s of all cores together from the cache that they share.
+    pub far_bandwidth: f64,
+    /// Bytes of an element of a product's left factor as micro-kernels read it: processors without products of its type widen it.
+    pub word: u64,
     /// Bytes of the first-level cache of one core.
     pub l1: u64,
     /// Bytes of the second-level cache, or shared memory, of one core.
@@ -48,6 +52,8 @@ impl Machine {
             scalar_flops: 30e9,
             bandwidth: 30e9,
             cache_bandwidth: 400e9,
+            far_bandwidth: 60e9,
+            word: 4,
             l1: 32 << 10,
             l2: 1 << 20,
             micro_rows: 12,
@@ -163,24 +169,27 @@ impl Problem {
         }
     }
 
-    /// Predicted seconds with a tile: arithmetic of whole micro-kernels on the most loaded core, or the traffic between the caches
-    /// and the tiles, whichever is more. The tiles of all parts share the cores.
+    /// Predicted seconds with a tile: arithmetic of whole micro-kernels on the most loaded core, or the traffic below main memory,
+    /// whichever is more. Rows are staged once; a column group reads them from the far cache, a block of rows each panel of the right
+    /// factor; sums go to the near cache and back between chunks of the depth. The tiles of all parts share the cores.
     pub fn seconds(&self, tile: Tile, machine: &Machine) -> f64 {
         let (rows, columns, depth) = (f64::from(tile.rows), f64::from(tile.columns), f64::from(tile.depth));
         let micro = |size: f64, step: u32| (size / f64::from(step)).ceil() * f64::from(step);
-        // A tile at the edge computes no more than the micro-kernels that it needs.
-        let tile_rows = micro(rows.min(self.rows), machine.micro_rows);
-        let element = self.dtype.size() as f64;
-        let (mut tiles, mut flops, mut bytes) = (0.0, 0.0, 0.0);
+        // Blocks and groups are of nearly the same size, and at the edge compute no more than the micro-kernels that they need.
+        let blocks = (self.rows / rows).ceil().max(1.0);
+        let tile_rows = micro(self.rows / blocks, machine.micro_rows);
+        let (element, word) = (self.dtype.size() as f64, machine.word as f64);
+        let spills = ((self.depth / depth).ceil() - 1.0).max(0.0);
+        let (mut tiles, mut flops, mut near, mut far) = (0.0, 0.0, 0.0, 0.0);
         for (part_columns, segments) in &self.parts {
-            let count = self.batch * (self.rows / rows).ceil() * (part_columns / columns).ceil();
+            let count = self.batch * blocks * (part_columns / columns).ceil();
             let tile_columns = micro(columns.min(*part_columns), machine.micro_columns) * segments;
-            let factors = (tile_rows + tile_columns) * self.depth * element;
-            // Accumulators leave the registers after every step along the depth.
-            let spills = 2.0 * 4.0 * tile_rows * tile_columns * ((self.depth / depth).ceil() - 1.0).max(0.0);
             tiles += count;
             flops += count * 2.0 * tile_rows * tile_columns * self.depth;
-            bytes += count * (factors + spills);
+            near += count * 2.0 * 4.0 * tile_rows * tile_columns * spills;
+            far += count * self.depth * tile_rows * word;
+            // The first block's reading is from memory and counted there.
+            far += count * (blocks - 1.0) / blocks * self.depth * tile_columns * element;
         }
         if tiles == 0.0 {
             return 0.0;
@@ -188,7 +197,8 @@ impl Problem {
         // What the most loaded core takes of the whole.
         let share = (tiles / f64::from(machine.cores)).ceil() / tiles;
         let arithmetic = share * flops * f64::from(machine.cores) / machine.product_flops(self.dtype);
-        let traffic = share * bytes * f64::from(machine.cores) / machine.cache_bandwidth;
+        let cores = share * f64::from(machine.cores);
+        let traffic = cores * (near / machine.cache_bandwidth + far / machine.far_bandwidth);
         arithmetic.max(traffic) + 0.1 * arithmetic.min(traffic)
     }
 }
@@ -220,21 +230,21 @@ impl Company {
     }
 }
 
-/// The tiles that a machine can use for a contraction: blocks of both factors in half of the second-level cache, a column panel of
-/// one micro-kernel in the first.
+/// The tiles that a machine can use for a contraction: a chunk of the rows and their sums in most of the second-level cache, a panel's
+/// chunk in a few first-level ones.
 pub fn legal_tiles(contraction: &Contraction, machine: &Machine) -> Vec<Tile> {
     let element = contraction.dtype.size() as u64;
     let segments = contraction.parts.iter().map(|part| part.segments).max().unwrap_or(1);
     let mut tiles = Vec::new();
     for depth in [128u32, 256, 512, 1024] {
-        for row_blocks in [1u32, 2, 4, 8, 16, 32] {
+        for row_blocks in [1u32, 2, 4, 8, 16, 22, 32] {
             for column_blocks in [1u32, 2, 4, 8, 16] {
                 let rows = row_blocks * machine.micro_rows;
                 let columns = column_blocks * machine.micro_columns;
                 let all_columns = u64::from(columns) * u64::from(segments);
-                let blocks = u64::from(depth) * (u64::from(rows) + all_columns) * element;
+                let near = u64::from(rows) * (u64::from(depth) * machine.word + 4 * all_columns);
                 let panel = u64::from(depth) * u64::from(machine.micro_columns) * element;
-                if blocks * 2 <= machine.l2 && panel <= machine.l1 {
+                if near * 8 <= machine.l2 * 7 && panel <= machine.l1 {
                     tiles.push(Tile { rows, columns, depth });
                 }
             }
@@ -329,7 +339,15 @@ mod tests {
     fn every_tile_fits_the_caches() {
         let machine = Machine::cpu();
         for tile in legal_tiles(&contraction(100, 100, 100), &machine) {
-            assert!(2 * u64::from(tile.depth) * u64::from(tile.rows + tile.columns) * 2 <= machine.l2);
+            let [rows, columns, depth] = [tile.rows, tile.columns, tile.depth].map(u64::from);
+            assert!(4 * rows * (depth + columns) <= machine.l2, "{tile:?}");
+            assert!(2 * depth * u64::from(machine.micro_columns) <= machine.l1, "{tile:?}");
         }
+    }
+
+    #[test]
+    fn rows_are_not_read_again_for_every_panel_where_sums_have_room() {
+        let chosen = tile(1024, 2048, 2048);
+        assert!(chosen.columns >= 128 && chosen.rows >= 128 && chosen.depth >= 256, "{chosen:?}");
     }
 }

@@ -17,12 +17,14 @@
 //! In a scalar function `i0`, `i1`, … are the coordinates of its iteration space, `o0`, … the kernel's operands, `s0`, … its size
 //! arguments and `v0`, … its steps. An access lists `offset + stride*coordinate + …` in elements; `stride*o2[…]` goes through an index.
 //! A contraction of several parts has, instead of its columns and segments, `part columns 2048; segments 1;` before `b` and `epilogue` of
-//! each.
+//! each. [`with_predictions`] adds, as comments, what the cost model expects of every launch.
 
 mod parser;
+mod predictions;
 mod printer;
 
 pub use parser::{PlanTextError, parse_plan};
+pub use predictions::with_predictions;
 
 #[cfg(test)]
 mod tests;

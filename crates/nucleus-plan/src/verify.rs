@@ -98,6 +98,12 @@ pub fn sample_sizes(plan: &Plan) -> Vec<Bindings> {
     patterns.iter().map(bind).filter(holds).collect()
 }
 
+/// The largest of the sample sizes: where time is spent. `None` if the plan's constraints allow none of them.
+pub fn largest_sample(plan: &Plan) -> Option<Bindings> {
+    let volume = |point: &Bindings| point.iter().map(|(_, size)| size).fold(1, i64::saturating_mul);
+    sample_sizes(plan).into_iter().max_by_key(volume)
+}
+
 struct Verifier<'a> {
     plan: &'a Plan,
     errors: Vec<PlanError>,

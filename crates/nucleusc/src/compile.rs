@@ -10,6 +10,8 @@ use nucleus_ir::{Bindings, DType, Dim, Rate};
 use nucleus_passes::CompileOptions;
 use nucleus_passes::pipeline::{Form, PASSES, Pass, PassTiming};
 use nucleus_plan::Plan;
+use nucleus_plan::cost::{Machine, predict};
+use nucleus_plan::verify::largest_sample;
 use nucleus_runtime::artifact::write_artifact;
 use nucleus_runtime::{Checkpoint, Compiled, Extras, Model, WeightSource};
 use serde_json::{Value, json};
@@ -138,7 +140,11 @@ fn compile_entry(
                 Form::Plan(_) => "plan",
             };
             let path = folder.join(format!("{entry}.{number:02}-{}.{extension}", pass.name));
-            if let Err(error) = std::fs::write(&path, form.text()) {
+            let text = match form {
+                Form::Graph(_) => form.text(),
+                Form::Plan(plan) => report::plan(plan),
+            };
+            if let Err(error) = std::fs::write(&path, text) {
                 failed.get_or_insert((path, error));
             }
         }
@@ -214,6 +220,17 @@ fn summarise(text: &mut String, plan: &Plan, timings: &[PassTiming]) -> std::fmt
                 flops as f64 / 1e12
             )?;
         }
+    }
+    if let Some(sizes) = largest_sample(plan) {
+        let predicted = |rate: Rate| -> f64 {
+            let launches = plan.launches.iter().filter(|launch| launch.stage == rate);
+            let of = |launch| predict(launch, plan.kernel(launch.kernel), &sizes, &Machine::cpu()).ok();
+            launches.filter_map(of).map(|prediction| prediction.seconds).sum()
+        };
+        let sizes: Vec<String> = sizes.iter().map(|(dim, size)| format!("{dim}={size}")).collect();
+        let of = |rate| report::duration(Duration::from_secs_f64(predicted(rate)));
+        let (prompt, step) = (of(Rate::Prompt), of(Rate::Step));
+        writeln!(text, "  predicted for a `cpu` of two cores at {}: prompt {prompt}, step {step}", sizes.join(" "))?;
     }
     let times: Vec<String> =
         timings.iter().map(|timing| format!("{} {}", timing.pass, report::duration(timing.time))).collect();

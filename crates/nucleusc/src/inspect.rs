@@ -28,7 +28,7 @@ fn artifact(arguments: &InspectArguments) -> anyhow::Result<()> {
     let compiled = artifact.compiled();
     if arguments.plan {
         for plan in &compiled.plans {
-            report::print(&plan.to_string())?;
+            report::print(&report::plan(plan))?;
         }
         return Ok(());
     }

@@ -2,6 +2,11 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use nucleus_plan::Plan;
+use nucleus_plan::cost::Machine;
+use nucleus_plan::text::with_predictions;
+use nucleus_plan::verify::largest_sample;
+
 /// Prints to standard output; a closed pipe is an error that ends the program quietly.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
@@ -36,6 +41,14 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .chain()
         .filter_map(|cause| cause.downcast_ref::<io::Error>())
         .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// The text of a plan with the cost model's predictions at the largest sizes that it is checked at.
+pub fn plan(plan: &Plan) -> String {
+    match largest_sample(plan) {
+        Some(sizes) => with_predictions(plan, &sizes, &Machine::cpu()),
+        None => plan.to_string(),
+    }
 }
 
 /// True where progress and colours help: a person looks at standard error.

@@ -122,7 +122,7 @@ impl LaunchContext<'_> {
                 epilogue: Epilogue::Call(finish),
             })
             .collect();
-        let blocking = Blocking::default();
+        let blocking = blocking(c);
         let problem = Gemm { isa: self.isa, operand, k, blocking, products: &products, parts: &parts };
         // SAFETY: rows and indices were checked against their buffers; packed factors have the layout of this machine.
         unsafe { gemm(self.threads, &problem) };
@@ -280,6 +280,18 @@ impl LaunchContext<'_> {
             sources.push(RowSource::Memory { data, element, row_stride, index });
         }
         Some(LeftRows { sources, rows: run })
+    }
+}
+
+/// How the plan wishes a contraction to be cut, within what is sensible here.
+fn blocking(c: &Contraction) -> Blocking {
+    let Some(tile) = c.tile else { return Blocking::default() };
+    let segments = c.parts.iter().map(|part| part.segments).max().unwrap_or(1);
+    let within = |size: u32, least: usize, most: usize| (size as usize).clamp(least, most);
+    Blocking {
+        rows: within(tile.rows, 1, 4096),
+        columns: within(tile.columns.saturating_mul(segments), 1, 4096),
+        depth: within(tile.depth, 64, 8192),
     }
 }
 

@@ -9,6 +9,17 @@ use crate::scalar::{Access, ScalarFunction, Size, Step};
 
 impl Display for Plan {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.write(f, &|_| None)
+    }
+}
+
+impl Plan {
+    /// The text, with what `note` says of a launch as a comment behind it.
+    pub(super) fn write(
+        &self,
+        f: &mut dyn fmt::Write,
+        note: &dyn Fn(&Launch) -> Option<String>,
+    ) -> fmt::Result {
         writeln!(f, "plan {} {{", self.entry)?;
         if !self.dims.is_empty() {
             let dims: Vec<&str> = self.dims.iter().map(|dim| dim.as_str()).collect();
@@ -49,7 +60,10 @@ impl Display for Plan {
             writeln!(f)?;
         }
         for launch in &self.launches {
-            writeln!(f, "    {launch}")?;
+            match note(launch) {
+                Some(note) => writeln!(f, "    {launch}    // {note}")?,
+                None => writeln!(f, "    {launch}")?,
+            }
         }
         writeln!(f, "}}")
     }
