@@ -230,7 +230,11 @@ fn summarise(text: &mut String, plan: &Plan, timings: &[PassTiming]) -> std::fmt
         let sizes: Vec<String> = sizes.iter().map(|(dim, size)| format!("{dim}={size}")).collect();
         let of = |rate| report::duration(Duration::from_secs_f64(predicted(rate)));
         let (prompt, step) = (of(Rate::Prompt), of(Rate::Step));
-        writeln!(text, "  predicted for a `cpu` of two cores at {}: prompt {prompt}, step {step}", sizes.join(" "))?;
+        writeln!(
+            text,
+            "  predicted for a `cpu` of two cores at {}: prompt {prompt}, step {step}",
+            sizes.join(" ")
+        )?;
     }
     let times: Vec<String> =
         timings.iter().map(|timing| format!("{} {}", timing.pass, report::duration(timing.time))).collect();

@@ -5,7 +5,7 @@ use std::ops::Range;
 use nucleus_ir::dim::product;
 use nucleus_ir::{Bindings, Dim, Rate};
 use nucleus_plan::cost::Machine;
-use nucleus_plan::verify::sample_sizes;
+use nucleus_plan::verify::largest_sample;
 use nucleus_plan::{OperandMode, Place, Plan, lifetimes};
 
 /// The launches of a plan in their order, with sizes at the largest sample: where time is spent.
@@ -29,12 +29,9 @@ pub(super) struct Sites<'a> {
 
 impl<'a> Sites<'a> {
     pub(super) fn new(plan: &'a Plan, machine: &Machine) -> Sites<'a> {
-        let samples = sample_sizes(plan);
-        let largest =
-            samples.into_iter().max_by_key(|sample| sample.iter().map(|(_, size)| size).product::<i64>());
         let mut sites = Sites {
             plan,
-            sizes: largest.unwrap_or_default(),
+            sizes: largest_sample(plan).unwrap_or_default(),
             uses: vec![Vec::new(); plan.buffers.len()],
             writes: vec![Vec::new(); plan.buffers.len()],
             touched: vec![0.0],

@@ -3,12 +3,12 @@
 use nucleus_ir::{Bindings, Rate};
 
 use crate::cost::{Machine, predict};
-use crate::plan::Plan;
+use crate::plan::{Launch, Plan};
 
 /// The text of a plan with the predicted time of every launch at these sizes and what bounds it, as comments: it reads back as the
 /// same plan.
 pub fn with_predictions(plan: &Plan, sizes: &Bindings, machine: &Machine) -> String {
-    let of = |launch| predict(launch, plan.kernel(launch.kernel), sizes, machine).ok();
+    let of = |launch: &Launch| predict(launch, plan.kernel(launch.kernel), sizes, machine).ok();
     let mut text = String::new();
     let points: Vec<String> = sizes.iter().map(|(dim, size)| format!("{dim}={size}")).collect();
     let stages: Vec<String> = Rate::ALL
@@ -26,7 +26,7 @@ pub fn with_predictions(plan: &Plan, sizes: &Bindings, machine: &Machine) -> Str
         if points.is_empty() { "its sizes".to_owned() } else { points.join(" ") },
         stages.join(", "),
     ));
-    let note = |launch: &_| {
+    let note = |launch: &Launch| {
         of(launch).map(|prediction| format!("{}, {}", duration(prediction.seconds), prediction.bound.name()))
     };
     // Writing to a string cannot fail.
