@@ -124,7 +124,7 @@ impl GemmCase {
         let outputs: Vec<*mut u8> =
             (0..experts).map(|expert| at(&self.c, rows * n * segments * element.size(), expert)).collect();
         let epilogue = Epilogue::Store { outputs: &outputs, element, row_stride: n * segments };
-        let part = Part { n, segments, packing: self.packing, b: &b, epilogue };
+        let part = Part { n, segments, column_multiple: 1, packing: self.packing, b: &b, epilogue };
         let problem = Gemm {
             isa: self.isa,
             operand: self.operand,

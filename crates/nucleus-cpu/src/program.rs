@@ -9,12 +9,12 @@ use nucleus_plan::{Anchor, BufferId, Contraction, Kernel, KernelId, Launch, Plac
 use crate::buffer::{AlignedBuffer, OutOfMemory};
 use crate::codegen::{Code, Jit};
 use crate::executor::compiled::{CompiledKernel, Source, compile_kernel, element};
-use crate::executor::pack::{PackJob, RightFactor, pack_items};
+use crate::executor::pack::{FactorSizes, PackJob, RightFactor, pack_items};
 use crate::executor::slots::slots;
 use crate::executor::{
     BindError, BoundAccess, BoundPlan, BufferPointer, BufferTable, CompileError, ExecuteError, points, range,
 };
-use crate::kernels::{Element, Isa, Operand, Packing, packed_bytes};
+use crate::kernels::{Element, Isa, Operand, Packing};
 use crate::threads::Threads;
 
 /// How to compile and run.
@@ -96,7 +96,7 @@ struct PackKey {
     offset: i64,
     strides: Vec<i64>,
     batch: Vec<i64>,
-    sizes: (usize, usize, usize),
+    sizes: FactorSizes,
 }
 
 /// A plan compiled for this machine, with its threads and packed weights.
@@ -403,9 +403,10 @@ impl CpuProgram {
         }
         let operand = compiled.operand;
         let packing = Packing::of(operand, *loaded);
-        let item_bytes = packed_bytes(self.isa, packing, k, n) * segments;
+        let sizes = FactorSizes { k, n, segments, interleaved: part.interleaved };
+        let item_bytes = sizes.packed_bytes(self.isa, packing);
         let layout = RightFactor::layout(&strides[..batch.len()], &batch, item_bytes);
-        let key = PackKey { buffer, operand, packing, offset, strides, batch, sizes: (k, n, segments) };
+        let key = PackKey { buffer, operand, packing, offset, strides, batch, sizes };
         let known = self.prepacked.iter().position(|pack| pack.key == key);
         Some(known.unwrap_or_else(|| {
             self.prepacked.push(Prepacked { key, layout, memory: None, ready: None });

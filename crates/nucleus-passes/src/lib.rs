@@ -2,6 +2,7 @@
 
 pub mod allocate;
 pub mod elaborate;
+pub mod epilogue;
 pub mod error;
 pub mod fuse;
 pub mod group;
@@ -9,6 +10,7 @@ pub mod merge;
 pub mod pipeline;
 pub mod precision;
 pub mod quantize;
+mod replace;
 pub mod rewrite;
 pub mod route;
 pub mod schedule;

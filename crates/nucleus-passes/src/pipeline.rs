@@ -14,6 +14,7 @@ use nucleus_plan::verify::verify_plan;
 
 use crate::allocate::allocate;
 use crate::elaborate::{Config, Program, elaborate};
+use crate::epilogue::epilogue;
 use crate::error::PassError;
 use crate::fuse::fuse;
 use crate::group::group;
@@ -85,6 +86,11 @@ pub const PASSES: &[Pass] = &[
         name: "fuse",
         about: "forms kernels: an anchor with a prologue and an epilogue of scalar expressions",
         kind: PassKind::Lower(fuse),
+    },
+    Pass {
+        name: "epilogue",
+        about: "moves reductions over groups of a product's columns, and what follows them, into its epilogue",
+        kind: PassKind::Plan(epilogue),
     },
     Pass {
         name: "merge",

@@ -5,7 +5,7 @@
 
 use nucleus_ir::{Bindings, DType, DimError};
 
-use crate::kernel::{Anchor, Contraction, Kernel, Tile};
+use crate::kernel::{Anchor, Contraction, Kernel, Part, Tile};
 use crate::plan::Launch;
 
 /// What the model knows of a machine. Rates are those of the whole machine.
@@ -142,8 +142,8 @@ pub struct Problem {
     pub batch: f64,
     /// Rows of one product.
     pub rows: f64,
-    /// For every part the columns of one segment, and the number of segments.
-    pub parts: Vec<(f64, f64)>,
+    /// For every part the columns of one segment, the number of segments, and the columns of a group that no tile cuts.
+    pub parts: Vec<(f64, f64, f64)>,
     /// The contracted extent.
     pub depth: f64,
     /// The element type of the factors.
@@ -162,7 +162,10 @@ impl Problem {
             parts: contraction
                 .parts
                 .iter()
-                .map(|part| (part.columns.value(sizes) as f64, f64::from(part.segments)))
+                .map(|part| {
+                    let group = f64::from(part.whole_groups(1));
+                    (part.columns.value(sizes) as f64, f64::from(part.segments), group)
+                })
                 .collect(),
             depth: contraction.depth.value(sizes) as f64,
             dtype: contraction.dtype,
@@ -181,7 +184,8 @@ impl Problem {
         let (element, word) = (self.dtype.size() as f64, machine.word as f64);
         let spills = ((self.depth / depth).ceil() - 1.0).max(0.0);
         let (mut tiles, mut flops, mut near, mut far) = (0.0, 0.0, 0.0, 0.0);
-        for (part_columns, segments) in &self.parts {
+        for (part_columns, segments, group) in &self.parts {
+            let columns = (columns / group).ceil() * group;
             let count = self.batch * blocks * (part_columns / columns).ceil();
             let tile_columns = micro(columns.min(*part_columns), machine.micro_columns) * segments;
             tiles += count;
@@ -205,6 +209,10 @@ impl Problem {
 
 /// The most parts of a merged contraction: the released model has half as many layers.
 pub const MAX_MERGED_PARTS: usize = 64;
+/// The most columns of a group, of all segments, that a product reduces itself: what a job of a product takes at a time.
+pub const MAX_REDUCED_COLUMNS: i64 = 256;
+/// The most steps of an epilogue that each of several reductions would compute again.
+pub const MAX_REPEATED_STEPS: usize = 8;
 /// The most operands of a merged contraction.
 pub const MAX_MERGED_OPERANDS: usize = 256;
 
@@ -234,17 +242,21 @@ impl Company {
 /// chunk in a few first-level ones.
 pub fn legal_tiles(contraction: &Contraction, machine: &Machine) -> Vec<Tile> {
     let element = contraction.dtype.size() as u64;
-    let segments = contraction.parts.iter().map(|part| part.segments).max().unwrap_or(1);
+    // What the widest part makes of a tile's columns.
+    let all_columns = |columns: u32| {
+        let of = |part: &Part| u64::from(part.whole_groups(columns)) * u64::from(part.segments);
+        contraction.parts.iter().map(of).max().unwrap_or(columns.into())
+    };
     let mut tiles = Vec::new();
     for depth in [128u32, 256, 512, 1024] {
         for row_blocks in [1u32, 2, 4, 8, 16, 22, 32] {
             for column_blocks in [1u32, 2, 4, 8, 16] {
                 let rows = row_blocks * machine.micro_rows;
                 let columns = column_blocks * machine.micro_columns;
-                let all_columns = u64::from(columns) * u64::from(segments);
-                let near = u64::from(rows) * (u64::from(depth) * machine.word + 4 * all_columns);
+                let sums = 4 * all_columns(columns);
+                let near = u64::from(rows).saturating_mul(u64::from(depth) * machine.word + sums);
                 let panel = u64::from(depth) * u64::from(machine.micro_columns) * element;
-                if near * 8 <= machine.l2 * 7 && panel <= machine.l1 {
+                if near.saturating_mul(8) <= machine.l2 * 7 && panel <= machine.l1 {
                     tiles.push(Tile { rows, columns, depth });
                 }
             }
@@ -263,14 +275,15 @@ pub fn choose_tile(contraction: &Contraction, problems: &[Problem], machine: &Ma
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::Part;
     use crate::scalar::{ScalarFunction, Size};
 
     fn contraction(rows: i64, columns: i64, depth: i64) -> Contraction {
         let part = Part {
             columns: Size::Const(columns),
             segments: 1,
+            interleaved: false,
             b: ScalarFunction::default(),
+            groups: None,
             epilogue: ScalarFunction::default(),
         };
         Contraction {

@@ -117,7 +117,8 @@ pub enum ReductionOp {
 }
 
 /// Products of one left factor with the right factors of its parts. For every part
-/// `acc[segment][batch, row, column] = Σ_k a[batch, row, k] · b[batch, k, segment·columns + column]` in `f32`, then its epilogue.
+/// `acc[segment][batch, row, column] = Σ_k a[batch, row, k] · b[batch, k, j]` in `f32`, where j is `segment·columns + column`, or
+/// `column·segments + segment` if its segments are interleaved; then its reductions over groups of columns, then its epilogue.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Contraction {
     /// Extents of the axes along which both factors vary: groups of a grouped product, leading axes of a batched one. Often empty.
@@ -138,27 +139,99 @@ pub struct Contraction {
 
 /// A right factor of a contraction, and what becomes of its product.
 ///
-/// Segments are column groups whose accumulators the epilogue sees at one point, e.g. gate and up halves of SwiGLU.
+/// Segments are sets of columns whose accumulators the epilogue sees at one point: gate and up halves of SwiGLU, or, interleaved, the
+/// even and odd elements that a rotary embedding turns.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Part {
     /// Columns of one segment.
     pub columns: Size,
     /// The number of segments, at least 1.
     pub segments: u32,
+    /// False if segments lie one behind the other, true if neighbouring columns of the right factor belong to one segment after the other.
+    pub interleaved: bool,
     /// Over batch axes, k and the column counted through all segments: the right factor, in the contraction's dtype.
     pub b: ScalarFunction,
-    /// Over batch axes, row axes and the column: stores.
+    /// What is reduced over groups of neighbouring columns before the epilogue; `None` for nothing.
+    pub groups: Option<ColumnGroups>,
+    /// Over batch axes, row axes and the column: stores. With groups over batch axes, row axes, the group and the column within it.
     pub epilogue: ScalarFunction,
 }
 
-impl Contraction {
-    /// The part that a slot `b0`, `epilogue0`, `b1`, … belongs to, and whether the slot is its right factor; `None` for `a`.
-    pub fn part_of(&self, slot: &str) -> Option<(&Part, bool)> {
-        let (number, right) = match slot.strip_prefix("epilogue") {
-            Some(number) => (number, false),
-            None => (slot.strip_prefix('b')?, true),
+/// Groups of neighbouring columns of a part, such as the heads of a projection, whose products are reduced before the epilogue.
+///
+/// For every row and group the phases in order, as those of a [`RowReduction`] along the columns of the group, then the epilogue at each
+/// of them. After the part's segments, the reductions of all phases are numbered as further accumulators of later phases and of the
+/// epilogue.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ColumnGroups {
+    /// Columns of a group, of each segment; divides the part's columns, which are constant.
+    pub width: u32,
+    /// Over batch axes, row axes, the group and the column within it.
+    pub phases: Vec<Phase>,
+}
+
+/// The most accumulators of a group: its columns times the part's segments. All of a group is computed at a time.
+pub const MAX_GROUP: u32 = 4096;
+
+/// Which function of a part a slot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartSlot {
+    /// The right factor.
+    Right,
+    /// The phase of that number.
+    Phase(usize),
+    /// The epilogue.
+    Epilogue,
+}
+
+impl Part {
+    /// The extents of the column axes of the epilogue: groups and columns within a group, or columns.
+    pub fn column_axes(&self) -> Vec<Size> {
+        let Some(groups) = &self.groups else { return vec![self.columns] };
+        let width = i64::from(groups.width);
+        let count = match self.columns {
+            Size::Const(columns) => Size::Const(columns.checked_div(width).unwrap_or(0)),
+            // A malformed part: verifiers refuse it.
+            argument => argument,
         };
-        Some((self.parts.get(number.parse::<usize>().ok()?)?, right))
+        vec![count, Size::Const(width)]
+    }
+
+    /// The accumulators that the phase of that number sees; those of the epilogue for the number of phases.
+    pub fn accumulators(&self, phase: usize) -> usize {
+        let groups = self.groups.iter();
+        let before = groups.flat_map(|groups| groups.phases.iter().take(phase));
+        self.segments as usize + before.map(|phase| phase.reductions.len()).sum::<usize>()
+    }
+
+    /// True if the columns of groups, if there are any, are whole groups of a legal size.
+    pub fn has_whole_groups(&self) -> bool {
+        let Some(groups) = &self.groups else { return true };
+        let size = groups.width.checked_mul(self.segments);
+        let whole = |columns: i64| columns >= 0 && columns % i64::from(groups.width) == 0;
+        size.is_some_and(|size| (1..=MAX_GROUP).contains(&size))
+            && matches!(self.columns, Size::Const(columns) if whole(columns))
+    }
+
+    /// `columns` rounded up to whole groups.
+    pub fn whole_groups(&self, columns: u32) -> u32 {
+        let width = self.groups.as_ref().map_or(1, |groups| groups.width.max(1));
+        columns.div_ceil(width).saturating_mul(width)
+    }
+}
+
+impl Contraction {
+    /// The part that a slot `b0`, `phase0.0`, `epilogue0`, `b1`, … belongs to, and which of its functions that is; `None` for `a`.
+    pub fn part_of(&self, slot: &str) -> Option<(&Part, PartSlot)> {
+        let (number, kind) = if let Some(number) = slot.strip_prefix("epilogue") {
+            (number, PartSlot::Epilogue)
+        } else if let Some((number, phase)) = slot.strip_prefix("phase").and_then(|rest| rest.split_once('.'))
+        {
+            (number, PartSlot::Phase(phase.parse().ok()?))
+        } else {
+            (slot.strip_prefix('b')?, PartSlot::Right)
+        };
+        Some((self.parts.get(number.parse::<usize>().ok()?)?, kind))
     }
 }
 
@@ -317,7 +390,10 @@ impl Anchor {
                 let mut list = vec![("a".to_owned(), batch + rows + 1, &c.a)];
                 for (i, part) in c.parts.iter().enumerate() {
                     list.push((format!("b{i}"), batch + 2, &part.b));
-                    list.push((format!("epilogue{i}"), batch + rows + 1, &part.epilogue));
+                    let axes = batch + rows + 1 + usize::from(part.groups.is_some());
+                    let phases = part.groups.iter().flat_map(|groups| &groups.phases).enumerate();
+                    list.extend(phases.map(|(j, phase)| (format!("phase{i}.{j}"), axes, &phase.function)));
+                    list.push((format!("epilogue{i}"), axes, &part.epilogue));
                 }
                 list
             }
@@ -361,7 +437,7 @@ impl Anchor {
                 Anchor::RowReduction(reduction) => [reduction.rows.as_slice(), &[reduction.columns]].concat(),
                 Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => match c.part_of(name) {
                     None => [c.batch.as_slice(), &c.rows, &[c.depth]].concat(),
-                    Some((part, true)) => {
+                    Some((part, PartSlot::Right)) => {
                         let columns = match part.columns {
                             Size::Const(columns) => {
                                 Size::Const(columns.saturating_mul(i64::from(part.segments)))
@@ -370,7 +446,7 @@ impl Anchor {
                         };
                         [c.batch.as_slice(), &[c.depth, columns]].concat()
                     }
-                    Some((part, false)) => [c.batch.as_slice(), &c.rows, &[part.columns]].concat(),
+                    Some((part, _)) => [c.batch.as_slice(), &c.rows, &part.column_axes()].concat(),
                 },
                 Anchor::Attention(a) => {
                     let of = |count: u32| Size::Const(i64::from(count));

@@ -22,8 +22,9 @@ pub mod verify;
 pub use buffer::{Buffer, BufferId, Place};
 pub use dense::DenseOperand;
 pub use kernel::{
-    Anchor, Attention, Contraction, ExpertChoice, InverseMap, InvertIndex, Kernel, KernelId, KeySegment, Map,
-    Operand, OperandMode, Part, Phase, Reduction, ReductionOp, RowReduction, SegmentSum, Tile,
+    Anchor, Attention, ColumnGroups, Contraction, ExpertChoice, InverseMap, InvertIndex, Kernel, KernelId,
+    KeySegment, Map, Operand, OperandMode, Part, PartSlot, Phase, Reduction, ReductionOp, RowReduction,
+    SegmentSum, Tile,
 };
 pub use lifetime::{Life, lifetimes};
 pub use plan::{Launch, Plan, PlanInput, PlanOutput};

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use crate::kernel::{Anchor, Kernel, OperandMode};
+use crate::kernel::{Anchor, Kernel, OperandMode, PartSlot};
 use crate::scalar::{Access, Step};
 
 /// The most remainders kept, and the most values tried for a coordinate.
@@ -62,7 +62,7 @@ pub fn check_races(kernel: &Kernel, sizes: &[i64], budget: &mut usize) -> Result
     for (number, (name, extents, function)) in slots.iter().enumerate() {
         let mut extents: Vec<i64> = extents.iter().map(|extent| extent.value(sizes)).collect();
         if let Anchor::Matmul(c) | Anchor::GroupedMatmul(c) = &kernel.anchor
-            && let (Some((part, true)), Some(last)) = (c.part_of(name), extents.last_mut())
+            && let (Some((part, PartSlot::Right)), Some(last)) = (c.part_of(name), extents.last_mut())
         {
             *last = part.columns.value(sizes).saturating_mul(i64::from(part.segments));
         }

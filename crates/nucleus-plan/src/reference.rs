@@ -10,7 +10,7 @@ use nucleus_ir::{Bindings, DType, DimError, ScalarOp};
 
 use crate::buffer::{BufferId, Place};
 use crate::kernel::{
-    Anchor, Attention, Contraction, ExpertChoice, InvertIndex, KeySegment, Map, Part, ReductionOp,
+    Anchor, Attention, Contraction, ExpertChoice, InvertIndex, KeySegment, Map, Part, Phase, ReductionOp,
     RowReduction, SegmentSum,
 };
 use crate::plan::{Launch, Plan};
@@ -390,34 +390,46 @@ impl Run<'_> {
         let rows = self.sizes_of(&reduction.rows);
         let columns = self.size(reduction.columns);
         points(&rows, |row| {
-            let mut results: Vec<f64> = Vec::new();
-            for phase in &reduction.phases {
-                let mut totals: Vec<f64> = phase
-                    .reductions
-                    .iter()
-                    .map(|reduction| match reduction.op {
-                        ReductionOp::Sum => 0.0,
-                        ReductionOp::Max => f64::NEG_INFINITY,
-                    })
-                    .collect();
-                for column in 0..columns {
-                    let values = self.steps(&phase.function, &join(&[row, &[column]]), &results)?;
-                    for (total, reduction) in totals.iter_mut().zip(&phase.reductions) {
-                        let value = values[reduction.value.0 as usize];
-                        *total = match reduction.op {
-                            ReductionOp::Sum => *total + value,
-                            ReductionOp::Max => apply(ScalarOp::Max, &[*total, value], DType::F32),
-                        };
-                    }
-                }
-                results.extend(totals.into_iter().map(|total| round(total, DType::F32)));
-            }
+            let results = self.phases(&reduction.phases, row, &vec![Vec::new(); columns.max(0) as usize])?;
             self.steps(&reduction.row, row, &results)?;
             for column in 0..columns {
                 self.steps(&reduction.element, &join(&[row, &[column]]), &results)?;
             }
             Ok(())
         })
+    }
+
+    /// The results of all phases along a row whose columns have accumulators of their own in front of them.
+    fn phases(
+        &mut self,
+        phases: &[Phase],
+        row: &[i64],
+        columns: &[Vec<f64>],
+    ) -> Result<Vec<f64>, ReferenceError> {
+        let mut results: Vec<f64> = Vec::new();
+        for phase in phases {
+            let mut totals: Vec<f64> = phase
+                .reductions
+                .iter()
+                .map(|reduction| match reduction.op {
+                    ReductionOp::Sum => 0.0,
+                    ReductionOp::Max => f64::NEG_INFINITY,
+                })
+                .collect();
+            for (column, own) in columns.iter().enumerate() {
+                let accumulators = [own.as_slice(), &results].concat();
+                let values = self.steps(&phase.function, &join(&[row, &[column as i64]]), &accumulators)?;
+                for (total, reduction) in totals.iter_mut().zip(&phase.reductions) {
+                    let value = values[reduction.value.0 as usize];
+                    *total = match reduction.op {
+                        ReductionOp::Sum => *total + value,
+                        ReductionOp::Max => apply(ScalarOp::Max, &[*total, value], DType::F32),
+                    };
+                }
+            }
+            results.extend(totals.into_iter().map(|total| round(total, DType::F32)));
+        }
+        Ok(results)
     }
 
     fn contraction(&mut self, contraction: &Contraction) -> Result<(), ReferenceError> {
@@ -438,19 +450,43 @@ impl Run<'_> {
         depth: i64,
     ) -> Result<(), ReferenceError> {
         let (columns, segments) = (self.size(part.columns), i64::from(part.segments));
-        points(&join(&[batch, rows, &[columns]]), |point| {
-            let (outer, column) = point.split_at(point.len() - 1);
+        let product = |run: &mut Self, outer: &[i64], column: i64| -> Result<Vec<f64>, ReferenceError> {
             let mut results = Vec::new();
             for segment in 0..segments {
+                let whole =
+                    if part.interleaved { column * segments + segment } else { segment * columns + column };
                 let mut total = 0.0;
                 for k in 0..depth {
-                    let a = self.result(&contraction.a, &join(&[outer, &[k]]))?;
-                    let b_point = join(&[&outer[..batch.len()], &[k, segment * columns + column[0]]]);
-                    total += a * self.result(&part.b, &b_point)?;
+                    let a = run.result(&contraction.a, &join(&[outer, &[k]]))?;
+                    let b_point = join(&[&outer[..batch.len()], &[k, whole]]);
+                    total += a * run.result(&part.b, &b_point)?;
                 }
                 results.push(round(total, DType::F32));
             }
-            self.steps(&part.epilogue, point, &results).map(drop)
+            Ok(results)
+        };
+        let Some(groups) = &part.groups else {
+            return points(&join(&[batch, rows, &[columns]]), |point| {
+                let (outer, column) = point.split_at(point.len() - 1);
+                let results = product(self, outer, column[0])?;
+                self.steps(&part.epilogue, point, &results).map(drop)
+            });
+        };
+        if !part.has_whole_groups() {
+            return Err(self.invalid());
+        }
+        let width = i64::from(groups.width);
+        points(&join(&[batch, rows, &[columns / width]]), |row| {
+            let (outer, group) = row.split_at(row.len() - 1);
+            let own: Result<Vec<_>, _> =
+                (0..width).map(|column| product(self, outer, group[0] * width + column)).collect();
+            let own = own?;
+            let results = self.phases(&groups.phases, row, &own)?;
+            for (column, own) in own.iter().enumerate() {
+                let accumulators = [own.as_slice(), &results].concat();
+                self.steps(&part.epilogue, &join(&[row, &[column as i64]]), &accumulators)?;
+            }
+            Ok(())
         })
     }
 

@@ -90,8 +90,8 @@ pub enum Step {
         /// One factor per axis of the iteration space.
         strides: Vec<Size>,
     },
-    /// An `f32` result of the anchor: segment j of a contraction, reduction j of a row reduction, affinity or sum of a slot of
-    /// expert choice, 0 elsewhere.
+    /// An `f32` result of the anchor: segment j of a contraction, behind its segments a reduction over a group of columns, reduction j of
+    /// a row reduction, affinity or sum of a slot of expert choice, 0 elsewhere.
     Accumulator(u32),
     /// A scalar operation.
     Apply {

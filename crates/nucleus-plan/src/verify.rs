@@ -8,8 +8,9 @@
 //! - steps use earlier steps; every operation is defined for the dtypes of its operands; a stored value has its operand's dtype;
 //! - functions that compute an operand have a result of the dtype that the slot wants and store nothing; the others only store;
 //! - accumulators exist where they are used: one per segment of a contraction's part, one for attention and segment sums, two for
-//!   expert choice, the results of earlier phases for row reductions;
-//! - reduced values are `f32`; contractions have a part and factors are floats; heads are a multiple of key heads;
+//!   expert choice, the results of earlier phases for row reductions and groups of columns;
+//! - reduced values are `f32`; contractions have a part and factors are floats; groups of columns are whole and of a legal size; heads are
+//!   a multiple of key heads;
 //! - an operand is loaded only if its mode reads, stored only if it writes.
 //!
 //! Invariants of the plan:
@@ -29,7 +30,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use nucleus_ir::{Bindings, DType, Rate, TensorType};
 
 use crate::buffer::Place;
-use crate::kernel::{Anchor, Kernel, OperandMode};
+use crate::kernel::{Anchor, Contraction, Kernel, MAX_GROUP, OperandMode, PartSlot, Phase};
 use crate::lifetime::{Life, lifetimes};
 use crate::plan::Plan;
 use crate::races::check_races;
@@ -51,7 +52,7 @@ const MAX_ERRORS: usize = 50;
 const MAX_ITEMS: usize = 1 << 17;
 /// The most steps of a scalar function.
 const MAX_STEPS: usize = 1 << 16;
-/// The most phases of a row reduction, key segments of an attention, and parts of a contraction.
+/// The most phases of a row reduction, key segments of an attention, and parts of a contraction with their phases.
 const MAX_PARTS: usize = 1 << 12;
 /// The most axes of an iteration space.
 const MAX_AXES: usize = 64;
@@ -147,7 +148,11 @@ impl Verifier<'_> {
             let parts = match &kernel.anchor {
                 Anchor::RowReduction(reduction) => reduction.phases.len(),
                 Anchor::Attention(attention) => attention.segments.len(),
-                Anchor::Matmul(contraction) | Anchor::GroupedMatmul(contraction) => contraction.parts.len(),
+                Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => {
+                    let phases =
+                        c.parts.iter().flat_map(|part| &part.groups).map(|groups| groups.phases.len());
+                    c.parts.len() + phases.sum::<usize>()
+                }
                 _ => 0,
             };
             let functions = if parts > MAX_PARTS { Vec::new() } else { kernel.anchor.functions() };
@@ -428,24 +433,8 @@ impl KernelCheck<'_, '_, '_> {
         }
         match &kernel.anchor {
             Anchor::Map(_) | Anchor::SegmentSum(_) => {}
-            Anchor::RowReduction(reduction) => {
-                for phase in &reduction.phases {
-                    let dtypes = self.dtypes(&phase.function);
-                    for reduced in &phase.reductions {
-                        if dtypes.get(reduced.value.0 as usize) != Some(&Some(DType::F32)) {
-                            self.report(format!("reduction of step {}, which is not f32", reduced.value.0));
-                        }
-                    }
-                }
-            }
-            Anchor::Matmul(contraction) | Anchor::GroupedMatmul(contraction) => {
-                let empty = contraction.parts.iter().any(|part| part.segments == 0);
-                if contraction.parts.is_empty() || empty || !contraction.dtype.is_float() {
-                    self.report(
-                        "a product needs a part, a segment in each, and factors of a float type".to_owned(),
-                    );
-                }
-            }
+            Anchor::RowReduction(reduction) => self.phases(&reduction.phases),
+            Anchor::Matmul(contraction) | Anchor::GroupedMatmul(contraction) => self.contraction(contraction),
             Anchor::Attention(attention) => {
                 let divides = attention.key_heads > 0 && attention.heads % attention.key_heads == 0;
                 if !divides || !attention.dtype.is_float() || attention.segments.is_empty() {
@@ -474,6 +463,35 @@ impl KernelCheck<'_, '_, '_> {
         if let Anchor::SegmentSum(sum) = &kernel.anchor {
             self.whole(sum.offsets, DType::I32, false);
             self.whole(sum.positions, DType::I32, false);
+        }
+    }
+
+    fn phases(&mut self, phases: &[Phase]) {
+        for phase in phases {
+            let dtypes = self.dtypes(&phase.function);
+            for reduced in &phase.reductions {
+                if dtypes.get(reduced.value.0 as usize) != Some(&Some(DType::F32)) {
+                    self.report(format!("reduction of step {}, which is not f32", reduced.value.0));
+                }
+            }
+        }
+    }
+
+    fn contraction(&mut self, contraction: &Contraction) {
+        let empty = contraction.parts.iter().any(|part| part.segments == 0);
+        if contraction.parts.is_empty() || empty || !contraction.dtype.is_float() {
+            self.report("a product needs a part, a segment in each, and factors of a float type".to_owned());
+        }
+        for part in &contraction.parts {
+            let Some(groups) = &part.groups else { continue };
+            if !part.has_whole_groups() {
+                let (width, columns, segments) = (groups.width, part.columns, part.segments);
+                self.report(format!(
+                    "groups of {width} columns in {columns}, of {segments} segments: columns must be constant and whole groups, a \
+                     group may have {MAX_GROUP} accumulators"
+                ));
+            }
+            self.phases(&groups.phases);
         }
     }
 
@@ -605,7 +623,8 @@ fn wants(anchor: &Anchor, name: &str) -> (Slot, usize) {
             None => (Slot::Stores, reduction.phases.iter().map(|phase| phase.reductions.len()).sum()),
         },
         Anchor::Matmul(contraction) | Anchor::GroupedMatmul(contraction) => match contraction.part_of(name) {
-            Some((part, false)) => (Slot::Stores, part.segments as usize),
+            Some((part, PartSlot::Phase(number))) => (Slot::Values, part.accumulators(number)),
+            Some((part, PartSlot::Epilogue)) => (Slot::Stores, part.accumulators(usize::MAX)),
             _ => (Slot::Result(contraction.dtype), 0),
         },
         Anchor::Attention(attention) => match name {

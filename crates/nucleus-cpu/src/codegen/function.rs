@@ -144,6 +144,29 @@ pub(super) enum AccumulatorValues {
     },
     /// One-lane results of a row.
     Row(Vec<Value>),
+    /// Those of a block, as many as there are segments, then one-lane results of the row.
+    Group {
+        /// As for `Block`.
+        base: Value,
+        /// As for `Block`.
+        segment_bytes: Value,
+        /// How many there are in the block.
+        segments: u32,
+        /// The accumulators behind them.
+        results: Vec<Value>,
+    },
+}
+
+impl AccumulatorValues {
+    /// Appends one-lane results of the row.
+    pub(super) fn extend(&mut self, more: Vec<Value>) {
+        match self {
+            AccumulatorValues::Zero | AccumulatorValues::Block { .. } => {}
+            AccumulatorValues::Row(results) | AccumulatorValues::Group { results, .. } => {
+                results.extend(more)
+            }
+        }
+    }
 }
 
 /// A function ready to be emitted.
@@ -160,11 +183,12 @@ pub(super) struct Body<'a> {
 }
 
 impl<'a> Body<'a> {
-    /// `keep` are steps whose values the caller wants of every point.
+    /// Accumulators from number `row_accumulators` on are the same at every point of a row. `keep` are steps whose values the caller wants of
+    /// every point.
     pub(super) fn new(
         function: &'a ScalarFunction,
         operands: &'a [Operand],
-        row_accumulators: bool,
+        row_accumulators: u32,
         keep: &[StepId],
     ) -> Body<'a> {
         let dtypes = function.dtypes(|operand| operands[operand as usize].dtype);
@@ -181,7 +205,7 @@ impl<'a> Body<'a> {
                 }
                 Step::Constant { .. } => true,
                 Step::Affine { strides, .. } => !along(strides),
-                Step::Accumulator(_) => row_accumulators,
+                Step::Accumulator(number) => *number >= row_accumulators,
                 Step::Apply { args, .. } => args.iter().all(|arg| invariant[arg.0 as usize]),
                 Step::Store { .. } => false,
             });
@@ -470,13 +494,18 @@ fn affine(emit: &mut Emit, environment: &Environment, base: Value, inner: Size, 
 }
 
 fn accumulator(emit: &mut Emit, index: u32, i: Value, accumulators: &AccumulatorValues) -> Value {
+    let row = |emit: &mut Emit, values: &[Value], index: u32| match values.get(index as usize) {
+        Some(&value) => emit.splat(value),
+        None => emit.float(0.0),
+    };
     match accumulators {
-        AccumulatorValues::Row(values) if (index as usize) < values.len() => {
-            let value = values[index as usize];
-            emit.splat(value)
+        AccumulatorValues::Zero => emit.float(0.0),
+        AccumulatorValues::Row(values) => row(emit, values, index),
+        AccumulatorValues::Group { segments, results, .. } if index >= *segments => {
+            row(emit, results, index - segments)
         }
-        AccumulatorValues::Row(_) | AccumulatorValues::Zero => emit.float(0.0),
-        AccumulatorValues::Block { base, segment_bytes } => {
+        AccumulatorValues::Block { base, segment_bytes }
+        | AccumulatorValues::Group { base, segment_bytes, .. } => {
             let segment = emit.builder.ins().imul_imm_s(*segment_bytes, i64::from(index));
             let address = emit.iadd(*base, segment);
             let bytes = emit.builder.ins().imul_imm_s(i, 4);

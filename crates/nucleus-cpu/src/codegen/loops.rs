@@ -53,8 +53,8 @@ pub struct LoopSpec<'a> {
 pub(super) struct RegionValues {
     pub(super) outer_begin: Value,
     pub(super) outer_end: Value,
-    inner_begin: Value,
-    inner_end: Value,
+    pub(super) inner_begin: Value,
+    pub(super) inner_end: Value,
     block: Value,
     row_stride: Value,
     segment_stride: Value,
@@ -72,6 +72,21 @@ impl RegionValues {
             row_stride: field(std::mem::offset_of!(Region, row_stride)),
             segment_stride: field(std::mem::offset_of!(Region, segment_stride)),
         }
+    }
+
+    /// Where position 0 of the last axis would lie in row `flat` of the block, whose elements have `element` bytes: both kinds of block are
+    /// addressed by the position on the last axis, as operands are.
+    pub(super) fn block_row(&self, emit: &mut Emit, flat: Value, element: i64) -> Value {
+        let relative = emit.isub(flat, self.outer_begin);
+        let row = emit.imul(relative, self.row_stride);
+        let row = emit.isub(row, self.inner_begin);
+        let row = emit.builder.ins().imul_imm_s(row, element);
+        emit.iadd(self.block, row)
+    }
+
+    /// Bytes from one accumulator of the block to the next.
+    pub(super) fn segment_bytes(&self, emit: &mut Emit) -> Value {
+        emit.builder.ins().imul_imm_s(self.segment_stride, 4)
     }
 }
 
@@ -115,7 +130,7 @@ impl Jit {
     pub fn compile_loop(&mut self, spec: &LoopSpec) -> Result<FunctionId, CodegenError> {
         let LoopSpec { name, operands, space, function, accumulators, destination } = *spec;
         let kept = function.result.filter(|_| destination != Destination::None);
-        let body = Body::new(function, operands, false, kept.as_slice());
+        let body = Body::new(function, operands, u32::MAX, kept.as_slice());
         self.define(name, |emit| {
             let [operand_table, sizes, region] = enter(emit);
             if has_many_constants([function]) {
@@ -126,22 +141,16 @@ impl Jit {
             let region = RegionValues::load(emit, region);
             emit.count_loop(region.outer_begin, region.outer_end, 1, &[], |emit, flat, _| {
                 let coordinates = coordinates(emit, &environment, &space.outer, flat);
-                // Both kinds of block are addressed by the position on the last axis, as operands are.
                 let element = match destination {
                     Destination::Block(dtype) => dtype.size() as i64,
                     Destination::AddToBlock | Destination::None => 4,
                 };
-                let relative = emit.isub(flat, region.outer_begin);
-                let row = emit.imul(relative, region.row_stride);
-                let row = emit.isub(row, region.inner_begin);
-                let row = emit.builder.ins().imul_imm_s(row, element);
-                let block = emit.iadd(region.block, row);
+                let block = region.block_row(emit, flat, element);
                 let accumulators = match accumulators {
                     Accumulators::Zero => AccumulatorValues::Zero,
-                    Accumulators::Block => AccumulatorValues::Block {
-                        base: block,
-                        segment_bytes: emit.builder.ins().imul_imm_s(region.segment_stride, 4),
-                    },
+                    Accumulators::Block => {
+                        AccumulatorValues::Block { base: block, segment_bytes: region.segment_bytes(emit) }
+                    }
                 };
                 let row = body.begin_row(emit, &environment, &coordinates, &accumulators);
                 let mut point = |emit: &mut Emit, i: Value| {

@@ -8,6 +8,7 @@ mod constants;
 mod emit;
 mod error;
 mod function;
+mod groups;
 mod jit;
 mod loops;
 mod math;
@@ -21,6 +22,7 @@ mod space;
 mod tests;
 
 pub use error::CodegenError;
+pub use groups::GroupSpec;
 pub use jit::{Code, FunctionId, Jit, LoopFunction, Region};
 pub use loops::{Accumulators, Destination, LoopSpec};
 pub use space::{Extent, Space};

@@ -1,7 +1,7 @@
 //! Row reductions: phases along a row, then functions of their results.
 
 use cranelift_codegen::ir::{BlockArg, InstBuilder, Value};
-use nucleus_plan::{Operand, Reduction, ReductionOp, RowReduction, ScalarFunction, StepId};
+use nucleus_plan::{Operand, Phase, Reduction, ReductionOp, RowReduction, ScalarFunction, StepId};
 
 use super::constants::has_many_constants;
 use super::emit::{Emit, Lanes};
@@ -28,16 +28,9 @@ impl Jit {
         let outer: Vec<Extent> = reduction.rows.iter().map(|&size| size.into()).collect();
         let columns = Extent::from(reduction.columns);
         let row_function = append_unit_axis(&reduction.row);
-        let phases: Vec<(Body, &[Reduction])> = reduction
-            .phases
-            .iter()
-            .map(|phase| {
-                let values: Vec<StepId> = phase.reductions.iter().map(|reduction| reduction.value).collect();
-                (Body::new(&phase.function, operands, true, &values), phase.reductions.as_slice())
-            })
-            .collect();
-        let row_body = Body::new(&row_function, operands, true, &[]);
-        let element_body = Body::new(&reduction.element, operands, true, &[]);
+        let phases = bodies(&reduction.phases, operands, 0);
+        let row_body = Body::new(&row_function, operands, 0, &[]);
+        let element_body = Body::new(&reduction.element, operands, 0, &[]);
         let has_elements = !reduction.element.steps.is_empty();
         self.define(name, |emit| {
             let [operand_table, sizes, region] = enter(emit);
@@ -58,30 +51,13 @@ impl Jit {
             let never_empty = columns.constant().is_some_and(|columns| columns > 0);
             emit.count_loop(region.outer_begin, region.outer_end, 1, &[], |emit, flat, _| {
                 let coordinates = coordinates(emit, &environment, &outer, flat);
-                let mut results: Vec<Value> = Vec::new();
-                for (body, reductions) in &phases {
-                    let values = AccumulatorValues::Row(results.clone());
-                    emit.lanes = Lanes::One;
-                    let initial: Vec<Value> = reductions.iter().map(|r| identity(emit, r.op)).collect();
-                    let reduced = if_not_empty(emit, end, never_empty, &initial, |emit| {
-                        let row = body.begin_row(emit, &environment, &coordinates, &values);
-                        reduce(emit, zero, end, reductions, &mut |emit, i| {
-                            body.point(emit, &environment, &row, i, &values)
-                        })
-                    });
-                    results.extend(reduced);
-                }
-                let values = AccumulatorValues::Row(results);
+                let mut values = AccumulatorValues::Row(Vec::new());
+                let columns = Columns { zero, end, never_empty };
+                run_phases(emit, &environment, &coordinates, &phases, columns, &mut values);
                 let row = row_body.begin_row(emit, &environment, &coordinates, &values);
                 row_body.point(emit, &environment, &row, zero, &values);
                 if has_elements {
-                    if_not_empty(emit, end, never_empty, &[], |emit| {
-                        let row = element_body.begin_row(emit, &environment, &coordinates, &values);
-                        inner_loops(emit, zero, end, &mut |emit, i| {
-                            element_body.point(emit, &environment, &row, i, &values);
-                        });
-                        Vec::new()
-                    });
+                    run_elements(emit, &environment, &coordinates, &element_body, columns, &values);
                 }
                 Vec::new()
             });
@@ -90,21 +66,84 @@ impl Jit {
     }
 }
 
+/// The columns of a row.
+#[derive(Clone, Copy)]
+pub(super) struct Columns {
+    /// The position 0.
+    pub(super) zero: Value,
+    /// How many there are.
+    pub(super) end: Value,
+    /// True if that is known to be more than none.
+    pub(super) never_empty: bool,
+}
+
+/// The functions of phases ready to be emitted; `row_accumulators` as for [`Body::new`].
+pub(super) fn bodies<'a>(
+    phases: &'a [Phase],
+    operands: &'a [Operand],
+    row_accumulators: u32,
+) -> Vec<(Body<'a>, &'a [Reduction])> {
+    let body = |phase: &'a Phase| {
+        let values: Vec<StepId> = phase.reductions.iter().map(|reduction| reduction.value).collect();
+        (Body::new(&phase.function, operands, row_accumulators, &values), phase.reductions.as_slice())
+    };
+    phases.iter().map(body).collect()
+}
+
+/// Runs the phases of a row one after the other and appends their results to the accumulators.
+pub(super) fn run_phases(
+    emit: &mut Emit,
+    environment: &Environment,
+    coordinates: &[Value],
+    phases: &[(Body, &[Reduction])],
+    columns: Columns,
+    values: &mut AccumulatorValues,
+) {
+    for (body, reductions) in phases {
+        emit.lanes = Lanes::One;
+        let initial: Vec<Value> = reductions.iter().map(|r| identity(emit, r.op)).collect();
+        let reduced = if_not_empty(emit, columns, &initial, |emit| {
+            let row = body.begin_row(emit, environment, coordinates, values);
+            reduce(emit, columns.zero, columns.end, reductions, &mut |emit, i| {
+                body.point(emit, environment, &row, i, values)
+            })
+        });
+        values.extend(reduced);
+    }
+}
+
+/// Runs the function of a row's elements.
+pub(super) fn run_elements(
+    emit: &mut Emit,
+    environment: &Environment,
+    coordinates: &[Value],
+    body: &Body,
+    columns: Columns,
+    values: &AccumulatorValues,
+) {
+    if_not_empty(emit, columns, &[], |emit| {
+        let row = body.begin_row(emit, environment, coordinates, values);
+        inner_loops(emit, columns.zero, columns.end, &mut |emit, i| {
+            body.point(emit, environment, &row, i, values);
+        });
+        Vec::new()
+    });
+}
+
 /// What `body` gives if there is a column, else `otherwise`: a row without columns must not be read at all.
 fn if_not_empty(
     emit: &mut Emit,
-    columns: Value,
-    never_empty: bool,
+    columns: Columns,
     otherwise: &[Value],
     body: impl FnOnce(&mut Emit) -> Vec<Value>,
 ) -> Vec<Value> {
-    if never_empty {
+    if columns.never_empty {
         return body(emit);
     }
     let [inside, join] = [(); 2].map(|()| emit.builder.create_block());
     let results = emit.parameters(join, otherwise);
     let skipped: Vec<BlockArg> = otherwise.iter().copied().map(BlockArg::Value).collect();
-    emit.builder.ins().brif(columns, inside, &[], join, &skipped);
+    emit.builder.ins().brif(columns.end, inside, &[], join, &skipped);
     emit.builder.switch_to_block(inside);
     let values = body(emit);
     let values: Vec<BlockArg> = values.into_iter().map(BlockArg::Value).collect();

@@ -2,15 +2,15 @@
 
 use nucleus_ir::{DType, ScalarOp};
 use nucleus_plan::{
-    Access, Anchor, Attention, Contraction, ExpertChoice, Kernel, Operand, ScalarFunction, SegmentSum, Size,
-    Step, StepId,
+    Access, Anchor, Attention, Contraction, ExpertChoice, Kernel, Operand, Part, Phase, ScalarFunction,
+    SegmentSum, Size, Step, StepId,
 };
 
 use super::shared::{SharedFunction, SharedFunctions};
 use super::slots::{all_columns, slots};
 use crate::codegen::{
-    Accumulators, CodegenError, Destination, Extent, FunctionId, Jit, LoopSpec, Space, append_unit_axis,
-    check, collapse, permute_axes,
+    Accumulators, CodegenError, Destination, Extent, FunctionId, GroupSpec, Jit, LoopSpec, Space,
+    append_unit_axis, check, collapse, permute_axes,
 };
 use crate::kernels::{Element, Operand as GemmOperand};
 
@@ -201,6 +201,17 @@ fn check_anchor(kernel: &Kernel) -> Result<(), String> {
             Some(_) => Err("a size argument that the launch does not give".to_owned()),
             None => Ok(()),
         };
+    let reduced = |phases: &[Phase]| {
+        for phase in phases {
+            let dtypes = phase.function.dtypes(|operand| kernel.operands[operand as usize].dtype);
+            for reduction in &phase.reductions {
+                if dtypes.get(reduction.value.0 as usize).copied().flatten() != Some(DType::F32) {
+                    return Err("a reduced value is not f32".to_owned());
+                }
+            }
+        }
+        Ok(())
+    };
     let accumulators = |function: &ScalarFunction, count: u32| {
         let reads = |step: &Step| matches!(step, Step::Accumulator(index) if *index >= count);
         match function.steps.iter().any(reads) {
@@ -210,17 +221,7 @@ fn check_anchor(kernel: &Kernel) -> Result<(), String> {
     };
     match &kernel.anchor {
         Anchor::Map(_) => Ok(()),
-        Anchor::RowReduction(reduction) => {
-            for phase in &reduction.phases {
-                let dtypes = phase.function.dtypes(|operand| kernel.operands[operand as usize].dtype);
-                for reduction in &phase.reductions {
-                    if dtypes.get(reduction.value.0 as usize).copied().flatten() != Some(DType::F32) {
-                        return Err("a reduced value is not f32".to_owned());
-                    }
-                }
-            }
-            Ok(())
-        }
+        Anchor::RowReduction(reduction) => reduced(&reduction.phases),
         Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => {
             if c.parts.is_empty() || !c.dtype.is_float() {
                 return Err("no parts, or factors that are no floats".to_owned());
@@ -230,7 +231,15 @@ fn check_anchor(kernel: &Kernel) -> Result<(), String> {
                 if part.segments == 0 {
                     return Err(format!("part {number} has no segments"));
                 }
-                accumulators(&part.epilogue, part.segments)?;
+                if !part.has_whole_groups() {
+                    return Err(format!("part {number} has groups that are too large, or not whole"));
+                }
+                let phases = part.groups.as_ref().map_or(&[][..], |groups| &groups.phases);
+                reduced(phases)?;
+                for (phase, reduced) in phases.iter().enumerate() {
+                    accumulators(&reduced.function, part.accumulators(phase) as u32)?;
+                }
+                accumulators(&part.epilogue, part.accumulators(phases.len()) as u32)?;
                 result(&format!("b{number}"), &part.b, c.dtype)?;
             }
             Ok(())
@@ -357,21 +366,47 @@ impl Compiler<'_> {
                     Source::Fill(self.fill("b", &axes, &part.b, dtype)?)
                 }
             };
-            let columns = with(part.columns.into());
-            let epilogue = shared.get(&self.kernel.operands, &columns, &part.epilogue, |canonical| {
-                let (space, function) = collapse(&canonical.axes, &canonical.function, true);
-                self.jit.compile_loop(&LoopSpec {
-                    name: "epilogue",
-                    operands: &canonical.operands,
-                    space: &space,
-                    function: &function,
-                    accumulators: Accumulators::Block,
-                    destination: Destination::None,
-                })
-            })?;
+            let epilogue = self.epilogue(&rows, part, &mut shared)?;
             parts.push(CompiledPart { b, epilogue });
         }
         Ok(CompiledContraction { operand, a, a_fill, parts })
+    }
+
+    /// The epilogue of a part over these rows, and what it reduces before.
+    fn epilogue(
+        &mut self,
+        rows: &[Extent],
+        part: &Part,
+        shared: &mut SharedFunctions,
+    ) -> Result<SharedFunction, CodegenError> {
+        let (jit, operands) = (&mut *self.jit, &self.kernel.operands);
+        let columns = part.column_axes();
+        let axes: Vec<Extent> = rows.iter().cloned().chain(columns.into_iter().map(Extent::from)).collect();
+        if let Some(groups) = &part.groups {
+            let spec = (part.segments, groups.phases.as_slice(), &part.epilogue);
+            return shared.get(operands, &axes, spec, |canonical| {
+                jit.compile_groups(&GroupSpec {
+                    name: "epilogue",
+                    operands: &canonical.operands,
+                    outer: &canonical.axes[..rows.len()],
+                    width: groups.width,
+                    segments: canonical.segments,
+                    phases: &canonical.phases,
+                    function: &canonical.function,
+                })
+            });
+        }
+        shared.get(operands, &axes, (part.segments, &[], &part.epilogue), |canonical| {
+            let (space, function) = collapse(&canonical.axes, &canonical.function, true);
+            jit.compile_loop(&LoopSpec {
+                name: "epilogue",
+                operands: &canonical.operands,
+                space: &space,
+                function: &function,
+                accumulators: Accumulators::Block,
+                destination: Destination::None,
+            })
+        })
     }
 
     /// An operand of attention: a view of a buffer where heads are contiguous, else computed.

@@ -4,12 +4,12 @@ use nucleus_plan::{Access, Contraction};
 
 use super::compiled::{CompiledContraction, Source};
 use super::launch::{LaunchContext, product};
-use super::pack::{RightFactor, pack_loaded};
+use super::pack::{FactorSizes, RightFactor, pack_loaded, pack_segments};
 use super::shared::BoundFunction;
 use crate::codegen::Region;
 use crate::kernels::{
     Blocking, Element, Epilogue, Gemm, Matrix, Operand, Packing, Part, Product, RowBlock, RowSource, Tile,
-    gemm, pack_b, packed_bytes,
+    gemm,
 };
 
 /// Rows that the micro-kernel can read by itself: for each product, where they begin and how they go on.
@@ -21,9 +21,9 @@ struct LeftRows<'a> {
 
 /// One part of a contraction in a launch.
 struct PartRun<'a> {
-    /// Columns of one segment.
-    columns: usize,
-    segments: usize,
+    sizes: FactorSizes,
+    /// Columns of a segment that no job cuts.
+    group: usize,
     packing: Packing,
     right: RightFactor,
     /// What the right factor is packed from, if it was not packed beforehand.
@@ -57,7 +57,7 @@ impl LaunchContext<'_> {
         let mut place = lease.as_ref().map_or(std::ptr::null_mut(), |lease| lease.as_ptr());
         for part in &mut parts {
             let Some(source) = part.source else { continue };
-            let sizes = (k, part.columns, part.segments);
+            let sizes = part.sizes;
             // SAFETY: the loan is this launch's and has room for every part.
             unsafe { self.pack_right(source, operand, &batch, sizes, place) };
             let room = room(part);
@@ -115,8 +115,9 @@ impl LaunchContext<'_> {
             .zip(&b)
             .zip(&finish)
             .map(|((part, b), finish)| Part {
-                n: part.columns,
-                segments: part.segments,
+                n: part.sizes.n,
+                segments: part.sizes.segments,
+                column_multiple: part.group,
                 packing: part.packing,
                 b,
                 epilogue: Epilogue::Call(finish),
@@ -143,6 +144,7 @@ impl LaunchContext<'_> {
             if columns == 0 {
                 continue;
             }
+            let sizes = FactorSizes { k, n: columns, segments, interleaved: part.interleaved };
             let packed = packed.get(number).copied().flatten();
             let packing = Packing::of(compiled.operand, compiled_part.b_element(compiled.operand));
             let right = packed.cloned().unwrap_or_else(|| {
@@ -150,17 +152,18 @@ impl LaunchContext<'_> {
                     Source::Load { access, .. } => self.bind(access).strides,
                     Source::Fill(_) => vec![1; batch.len()],
                 };
-                let item_bytes = packed_bytes(self.isa, packing, k, columns) * segments;
+                let item_bytes = sizes.packed_bytes(self.isa, packing);
                 RightFactor::layout(&strides[..batch.len()], batch, item_bytes)
             });
             let source = packed.is_none().then_some(&compiled_part.b);
             let epilogue = self.bind_function(&compiled_part.epilogue);
-            parts.push(PartRun { columns, segments, packing, right, source, epilogue });
+            let group = part.whole_groups(1) as usize;
+            parts.push(PartRun { sizes, group, packing, right, source, epilogue });
         }
         parts
     }
 
-    /// Packs a right factor of `sizes` k, columns of a segment and segments.
+    /// Packs a right factor.
     ///
     /// # Safety
     /// As for `execute`; the destination has room for all items of the factor's layout and is this launch's.
@@ -169,7 +172,7 @@ impl LaunchContext<'_> {
         source: &Source,
         operand: Operand,
         batch: &[i64],
-        sizes: (usize, usize, usize),
+        sizes: FactorSizes,
         destination: *mut u8,
     ) {
         let fill = match source {
@@ -182,10 +185,10 @@ impl LaunchContext<'_> {
             }
             Source::Fill(fill) => *fill,
         };
-        let (k, n, segments) = sizes;
+        let FactorSizes { k, n, segments, .. } = sizes;
         let (depth, width) = (k as i64, (n as i64).saturating_mul(segments as i64));
         let packing = Packing::of(operand, operand.element());
-        let item_bytes = packed_bytes(self.isa, packing, k, n) * segments;
+        let item_bytes = sizes.packed_bytes(self.isa, packing);
         let element = operand.element();
         let plain = self.threads.lease(k * n * segments * element.size());
         for item in 0..product(batch) {
@@ -206,7 +209,7 @@ impl LaunchContext<'_> {
             let source = Matrix { data: plain.as_ptr(), element, row_stride: n * segments, col_stride: 1 };
             let to = destination.wrapping_add(item as usize * item_bytes);
             // SAFETY: the plain factor is complete; the place of this item is nobody else's.
-            unsafe { pack_b(self.threads, self.isa, packing, source, k, n, segments, to) };
+            unsafe { pack_segments(self.threads, self.isa, packing, source, sizes, to) };
         }
     }
 

@@ -63,6 +63,51 @@ impl RightFactor {
     }
 }
 
+/// The sizes of a right factor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FactorSizes {
+    pub(crate) k: usize,
+    /// Columns of a segment.
+    pub(crate) n: usize,
+    pub(crate) segments: usize,
+    /// True if neighbouring columns belong to one segment after the other.
+    pub(crate) interleaved: bool,
+}
+
+impl FactorSizes {
+    /// Bytes of all segments, packed.
+    pub(crate) fn packed_bytes(&self, isa: Isa, packing: Packing) -> usize {
+        packed_bytes(isa, packing, self.k, self.n) * self.segments
+    }
+}
+
+/// Packs the segments of a right factor, one behind the other.
+///
+/// # Safety
+/// `source` is readable over k and the columns of all segments, `to` writable over [`FactorSizes::packed_bytes`].
+pub(crate) unsafe fn pack_segments(
+    threads: &Threads,
+    isa: Isa,
+    packing: Packing,
+    source: Matrix,
+    sizes: FactorSizes,
+    to: *mut u8,
+) {
+    let FactorSizes { k, n, segments, interleaved } = sizes;
+    if !interleaved {
+        // SAFETY: passed on.
+        unsafe { pack_b(threads, isa, packing, source, k, n, segments, to) };
+        return;
+    }
+    let bytes = packed_bytes(isa, packing, k, n);
+    for segment in 0..segments {
+        let data = source.data.wrapping_add(segment * source.col_stride * source.element.size());
+        let source = Matrix { data, col_stride: source.col_stride * segments, ..source };
+        // SAFETY: every segment has columns and a place of its own within what the caller promises.
+        unsafe { pack_b(threads, isa, packing, source, k, n, 1, to.wrapping_add(segment * bytes)) };
+    }
+}
+
 /// What is packed, for [`pack_items`].
 pub(crate) struct PackJob<'a> {
     pub(crate) threads: &'a Threads,
@@ -73,8 +118,7 @@ pub(crate) struct PackJob<'a> {
     /// Offset and strides over batch, k and column, in elements.
     pub(crate) access: &'a BoundAccess,
     pub(crate) batch: &'a [i64],
-    /// k, columns of a segment, segments.
-    pub(crate) sizes: (usize, usize, usize),
+    pub(crate) sizes: FactorSizes,
 }
 
 /// Packs every distinct item of a right factor that lies in memory, one behind the other.
@@ -82,8 +126,8 @@ pub(crate) struct PackJob<'a> {
 /// # Safety
 /// The access stays inside `data`; `destination` has room for all items.
 pub(crate) unsafe fn pack_items(job: &PackJob, data: *const u8, destination: *mut u8) {
-    let PackJob { threads, isa, packing, element, access, batch, sizes: (k, n, segments) } = *job;
-    let item_bytes = packed_bytes(isa, packing, k, n) * segments;
+    let PackJob { threads, isa, packing, element, access, batch, sizes } = *job;
+    let item_bytes = sizes.packed_bytes(isa, packing);
     let strides = &access.strides[..batch.len()];
     let varying: Vec<(i64, i64)> =
         strides.iter().copied().zip(batch.iter().copied()).filter(|(stride, _)| *stride != 0).collect();
@@ -102,7 +146,7 @@ pub(crate) unsafe fn pack_items(job: &PackJob, data: *const u8, destination: *mu
         };
         let to = destination.wrapping_add(item as usize * item_bytes);
         // SAFETY: the caller vouches for both sides.
-        unsafe { pack_b(threads, isa, packing, source, k, n, segments, to) };
+        unsafe { pack_segments(threads, isa, packing, source, sizes, to) };
     }
 }
 
@@ -116,7 +160,7 @@ pub(crate) unsafe fn pack_loaded(
     access: &BoundAccess,
     batch: &[i64],
     data: *const u8,
-    sizes: (usize, usize, usize),
+    sizes: FactorSizes,
     destination: *mut u8,
 ) {
     let packing = Packing::of(operand, element);

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use nucleus_plan::{Operand, ScalarFunction, Size};
+use nucleus_plan::{Operand, Phase, ScalarFunction, Size};
 
 use super::launch::LaunchContext;
 use crate::codegen::{CodegenError, Extent, FunctionId, Region};
@@ -19,10 +19,13 @@ pub(crate) struct SharedFunction {
     sizes: Vec<u32>,
 }
 
-/// A function over some axes with operands and sizes of its own.
+/// A function over some axes, after phases if it has any, with operands and sizes of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Canonical {
+    pub(crate) phases: Vec<Phase>,
     pub(crate) function: ScalarFunction,
+    /// What else it is compiled for.
+    pub(crate) segments: u32,
     pub(crate) axes: Vec<Extent>,
     pub(crate) operands: Vec<Operand>,
 }
@@ -34,12 +37,12 @@ pub(crate) struct SharedFunctions {
 }
 
 impl SharedFunctions {
-    /// `function` over `axes`, compiled by `compile` unless an equal one was.
+    /// `function` over `axes`, after `phases`, compiled by `compile` unless an equal one for as many segments was.
     pub(crate) fn get(
         &mut self,
         kernel_operands: &[Operand],
         axes: &[Extent],
-        function: &ScalarFunction,
+        (segments, phases, function): (u32, &[Phase], &ScalarFunction),
         compile: impl FnOnce(&Canonical) -> Result<FunctionId, CodegenError>,
     ) -> Result<SharedFunction, CodegenError> {
         let (mut operands, mut sizes) = (Vec::new(), Vec::new());
@@ -49,9 +52,15 @@ impl SharedFunctions {
         };
         let axes =
             axes.iter().map(|axis| Extent(axis.0.iter().map(|&extent| size(extent)).collect())).collect();
-        let function = function.renumbered(&mut |operand| position(&mut operands, operand), &mut size);
+        let mut operand = |operand| position(&mut operands, operand);
+        let phases = phases.iter().map(|phase| Phase {
+            function: phase.function.renumbered(&mut operand, &mut size),
+            reductions: phase.reductions.clone(),
+        });
+        let phases = phases.collect();
+        let function = function.renumbered(&mut operand, &mut size);
         let known = operands.iter().map(|&operand| kernel_operands[operand as usize]).collect();
-        let canonical = Canonical { function, axes, operands: known };
+        let canonical = Canonical { phases, function, segments, axes, operands: known };
         let function = match self.compiled.get(&canonical) {
             Some(&function) => function,
             None => {
@@ -139,7 +148,7 @@ mod tests {
         let mut jit = Jit::new().unwrap();
         let mut shared = SharedFunctions::default();
         let mut get = |from, to, size| {
-            shared.get(&operands, &axes, &copy(from, to, size), |canonical| {
+            shared.get(&operands, &axes, (1, &[], &copy(from, to, size)), |canonical| {
                 let (space, function) = collapse(&canonical.axes, &canonical.function, true);
                 jit.compile_loop(&LoopSpec {
                     name: "copy",

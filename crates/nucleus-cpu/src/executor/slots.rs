@@ -41,8 +41,11 @@ pub(crate) fn slots(anchor: &Anchor) -> Vec<Slot<'_>> {
                 let mut b = slot(format!("b{i}"), &[&c.batch, &[c.depth]], &part.b);
                 b.extents.push(all_columns(part));
                 list.push(b);
-                let columns = [part.columns];
-                list.push(slot(format!("epilogue{i}"), &[&c.batch, &c.rows, &columns], &part.epilogue));
+                let columns = part.column_axes();
+                let axes: [&[Size]; 3] = [&c.batch, &c.rows, &columns];
+                let phases = part.groups.iter().flat_map(|groups| &groups.phases).enumerate();
+                list.extend(phases.map(|(j, phase)| slot(format!("phase{i}.{j}"), &axes, &phase.function)));
+                list.push(slot(format!("epilogue{i}"), &axes, &part.epilogue));
             }
             list
         }

@@ -57,6 +57,8 @@ pub struct Part<'a> {
     pub n: usize,
     /// Groups of n columns whose sums the epilogue sees together, such as the two halves of a gated unit.
     pub segments: usize,
+    /// Tiles have a multiple of so many columns, at least 1; n is one too.
+    pub column_multiple: usize,
     /// How the right operands are packed.
     pub packing: Packing,
     /// For each product its right operand: one packed [k, n] operand for each segment, one behind the other.
@@ -107,6 +109,8 @@ pub struct Tile {
 const ROUND_BYTES: usize = 32 << 20;
 /// Rows that one staging job copies or computes.
 const STAGE_ROWS: usize = 16;
+/// Sums of a job from which on it takes fewer rows.
+const MAX_SUMS: usize = 1 << 24;
 
 // SAFETY: a `Gemm` and its parts are descriptions of memory; `gemm`'s caller vouches for their use on several threads.
 unsafe impl Sync for Gemm<'_> {}
@@ -201,14 +205,21 @@ impl<'a> Run<'a> {
         }
         let rows: usize = problem.products.iter().map(|product| product.rows).sum();
         let columns: usize = problem.parts.iter().map(|part| part.n * part.segments).sum();
-        let cut = problem.blocking.fitted(rows, columns, tiles.len(), kernels.panel_cols, workers);
+        // A job takes whole panels, and whole groups of columns that the epilogue wants to see together.
+        let least_panels = |part: &Part| part.column_multiple / gcd(part.column_multiple, kernels.panel_cols);
+        let least = |part: &Part| least_panels(part).saturating_mul(kernels.panel_cols * part.segments);
+        let grouped = problem.parts.iter().filter(|part| part.column_multiple > 1);
+        let least_columns = grouped.map(least).fold(kernels.panel_cols, usize::max);
+        let mut cut = problem.blocking.fitted(rows, columns, tiles.len(), least_columns, workers);
+        cut.rows = cut.rows.min(MAX_SUMS / least_columns).max(tiles.len());
         let staged = StagedRows::new(kernels, problem.operand, problem.k, cut.depth);
         let chunks: Vec<Range<usize>> = (0..staged.chunks).map(|chunk| staged.range(chunk)).collect();
         let mut jobs = 0;
         let parts = problem.parts.iter().map(|part| {
             let layout = PackedLayout::new(problem.isa, part.packing, problem.k, part.n);
             let wish = cut.columns / part.segments.max(1);
-            let group_panels = wish.div_ceil(layout.panel_cols).clamp(1, layout.panels.max(1));
+            let wish = wish.div_ceil(layout.panel_cols).max(1).next_multiple_of(least_panels(part));
+            let group_panels = wish.min(layout.panels.max(1));
             let first_job = jobs;
             jobs += if part.segments == 0 { 0 } else { layout.panels.div_ceil(group_panels) };
             let stream = stream_chunks(&chunks, &layout);
@@ -226,6 +237,11 @@ impl<'a> Run<'a> {
             jobs_per_block: jobs,
         }
     }
+}
+
+/// The greatest common divisor.
+fn gcd(x: usize, y: usize) -> usize {
+    if y == 0 { x } else { gcd(y, x % y) }
 }
 
 /// Cuts chunks of k further, into such as streaming blocks take.

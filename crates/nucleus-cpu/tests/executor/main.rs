@@ -7,6 +7,7 @@ mod attention;
 mod contractions;
 mod errors;
 mod graphs;
+mod groups;
 mod harness;
 mod maps;
 mod races;

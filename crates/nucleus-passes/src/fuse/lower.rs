@@ -297,7 +297,14 @@ impl Lowering<'_> {
             a: a_function,
             dtype: graph.ty(a).dtype,
             tile: None,
-            parts: vec![Part { columns, segments: group.space.unrolled as u32, b: b_function, epilogue }],
+            parts: vec![Part {
+                columns,
+                segments: group.space.unrolled as u32,
+                interleaved: false,
+                b: b_function,
+                groups: None,
+                epilogue,
+            }],
         };
         let anchor = match data.op {
             Op::GroupedMatmul { .. } => Anchor::GroupedMatmul(contraction),

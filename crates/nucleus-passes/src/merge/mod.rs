@@ -8,16 +8,17 @@
 //! past others that they depend on or that depend on them, moves do not disturb each other. Whether a product moves is decided by cost
 //! ([`Company`]): what it saves must outweigh that its results wait longer, and the step arena must not grow much.
 
-mod rebuild;
+pub(crate) mod rebuild;
 mod sites;
 
 use std::collections::HashMap;
 
 use nucleus_ir::DimError;
 use nucleus_plan::cost::{Company, MAX_MERGED_OPERANDS, MAX_MERGED_PARTS, Machine};
-use nucleus_plan::{Contraction, Launch, Plan};
+use nucleus_plan::{Contraction, Kernel, Launch, Plan};
 
 use crate::error::PassError;
+use crate::replace::replace_launches;
 use rebuild::{LeftFactor, left_factor, merged};
 use sites::Sites;
 
@@ -100,38 +101,14 @@ fn contraction<'a>(plan: &'a Plan, launch: &Launch) -> Option<&'a Contraction> {
     }
 }
 
-/// The plan with a launch for every group, and without kernels that no launch uses any more.
-fn rebuild(mut plan: Plan, groups: &[Group]) -> Result<Plan, DimError> {
-    let mut replaced: Vec<Option<Vec<Launch>>> = vec![None; plan.launches.len()];
-    let mut made = HashMap::new();
+/// The plan with a launch for every group.
+fn rebuild(plan: Plan, groups: &[Group]) -> Result<Plan, DimError> {
+    let mut replaced: Vec<Option<Vec<(Kernel, Launch)>>> = vec![None; plan.launches.len()];
     for group in groups {
-        let (kernel, launch) = merged(&plan, &group.members)?;
-        let kernels = &mut plan.kernels;
-        let id = *made.entry(kernel).or_insert_with_key(|kernel| {
-            kernels.push(kernel.clone());
-            nucleus_plan::KernelId(kernels.len() as u32 - 1)
-        });
         group.members.iter().for_each(|member| replaced[*member] = Some(Vec::new()));
-        replaced[group.members[0]] = Some(vec![Launch { kernel: id, ..launch }]);
+        replaced[group.members[0]] = Some(vec![merged(&plan, &group.members)?]);
     }
-    let launches = plan.launches.into_iter().zip(replaced);
-    plan.launches =
-        launches.flat_map(|(launch, replaced)| replaced.unwrap_or_else(|| vec![launch])).collect();
-
-    let mut used = vec![false; plan.kernels.len()];
-    plan.launches.iter().for_each(|launch| used[launch.kernel.0 as usize] = true);
-    let mut number = 0;
-    let numbers: Vec<u32> = used
-        .iter()
-        .map(|used| {
-            number += u32::from(*used);
-            number.saturating_sub(1)
-        })
-        .collect();
-    plan.launches.iter_mut().for_each(|launch| launch.kernel.0 = numbers[launch.kernel.0 as usize]);
-    let mut used = used.into_iter();
-    plan.kernels.retain(|_| used.next().unwrap_or_default());
-    Ok(plan)
+    Ok(replace_launches(plan, replaced))
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use nucleus_ir::{DType, Dim, DimError, Rate};
 use nucleus_plan::{
-    Anchor, BufferId, Contraction, Kernel, Launch, Part, Plan, ScalarFunction, Size, Step, Tile,
+    Anchor, BufferId, ColumnGroups, Contraction, Kernel, Launch, Part, Phase, Plan, ScalarFunction, Size,
+    Step, Tile,
 };
 
 use super::contraction;
@@ -25,7 +26,7 @@ pub(super) struct LeftFactor {
 }
 
 /// A function of a launch's kernel with the operands and sizes of `arguments`.
-fn with_arguments(
+pub(crate) fn with_arguments(
     plan: &Plan,
     launch: &Launch,
     function: &ScalarFunction,
@@ -41,19 +42,23 @@ fn with_arguments(
 }
 
 /// The size that a launch gives.
-fn dim(launch: &Launch, size: Size) -> Dim {
+pub(crate) fn dim(launch: &Launch, size: Size) -> Dim {
     match size {
         Size::Const(value) => Dim::constant(value),
         Size::Arg(number) => launch.sizes[number as usize].clone(),
     }
 }
 
-fn argument(launch: &Launch, size: Size, arguments: &mut Arguments) -> Size {
+pub(crate) fn argument(launch: &Launch, size: Size, arguments: &mut Arguments) -> Size {
     arguments.size(&dim(launch, size))
 }
 
 /// Counts the bytes that a function touches in a space of these extents, once for each access.
-fn count(function: &ScalarFunction, extents: &[Dim], arguments: &mut Arguments) -> Result<(), DimError> {
+pub(crate) fn count(
+    function: &ScalarFunction,
+    extents: &[Dim],
+    arguments: &mut Arguments,
+) -> Result<(), DimError> {
     for step in &function.steps {
         let (Step::Load(access) | Step::Store { access, .. }) = step else { continue };
         if let Some(indirect) = &access.indirect {
@@ -64,17 +69,17 @@ fn count(function: &ScalarFunction, extents: &[Dim], arguments: &mut Arguments) 
     Ok(())
 }
 
-fn total(arguments: &Arguments) -> Result<Dim, DimError> {
+pub(crate) fn total(arguments: &Arguments) -> Result<Dim, DimError> {
     arguments.bytes.iter().try_fold(Dim::constant(0), |total, bytes| total.add(bytes))
 }
 
 /// The extents of batch, rows and one more axis.
-fn extents(launch: &Launch, axes: &[&[Size]]) -> Vec<Dim> {
+pub(crate) fn extents(launch: &Launch, axes: &[&[Size]]) -> Vec<Dim> {
     axes.iter().flat_map(|sizes| sizes.iter()).map(|size| dim(launch, *size)).collect()
 }
 
 /// The left factor of a launch, as the beginning of a kernel whose operands and sizes are `arguments`; its bytes are counted.
-fn begin(
+pub(crate) fn begin(
     plan: &Plan,
     launch: &Launch,
     contraction: &Contraction,
@@ -121,14 +126,25 @@ pub(super) fn merged(plan: &Plan, members: &[usize]) -> Result<(Kernel, Launch),
         for part in &contraction.parts {
             let columns = argument(launch, part.columns, &mut arguments);
             let b = with_arguments(plan, launch, &part.b, &mut arguments);
+            let groups = part.groups.as_ref().map(|groups| {
+                let phases = groups.phases.iter().map(|phase| Phase {
+                    function: with_arguments(plan, launch, &phase.function, &mut arguments),
+                    reductions: phase.reductions.clone(),
+                });
+                ColumnGroups { width: groups.width, phases: phases.collect() }
+            });
             let epilogue = with_arguments(plan, launch, &part.epilogue, &mut arguments);
             let all_columns = dim(launch, part.columns).mul(&Dim::constant(part.segments.into()))?;
             let mut axes = extents(launch, &[&contraction.batch, &[contraction.depth]]);
             axes.push(all_columns);
             count(&b, &axes, &mut arguments)?;
-            let axes = extents(launch, &[&contraction.batch, &contraction.rows, &[part.columns]]);
+            let axes = extents(launch, &[&contraction.batch, &contraction.rows, &part.column_axes()]);
+            for phase in groups.iter().flat_map(|groups| &groups.phases) {
+                count(&phase.function, &axes, &mut arguments)?;
+            }
             count(&epilogue, &axes, &mut arguments)?;
-            current.parts.push(Part { columns, segments: part.segments, b, epilogue });
+            let Part { segments, interleaved, .. } = *part;
+            current.parts.push(Part { columns, segments, interleaved, b, groups, epilogue });
         }
         whole = Some(current);
     }
@@ -150,7 +166,7 @@ pub(super) fn merged(plan: &Plan, members: &[usize]) -> Result<(Kernel, Launch),
 }
 
 /// The scope that two scopes lie in.
-fn common(one: &Option<String>, other: &Option<String>) -> Option<String> {
+pub(crate) fn common(one: &Option<String>, other: &Option<String>) -> Option<String> {
     let (one, other) = (one.as_deref()?, other.as_deref()?);
     let same = one.split('.').zip(other.split('.')).take_while(|(x, y)| x == y).map(|(x, _)| x);
     let scope = same.collect::<Vec<_>>().join(".");

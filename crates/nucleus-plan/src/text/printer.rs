@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter, Write};
 
 use crate::buffer::{Buffer, Place};
-use crate::kernel::{Anchor, Contraction, Kernel, OperandMode, ReductionOp};
+use crate::kernel::{Anchor, Contraction, Kernel, OperandMode, Part, Phase, ReductionOp};
 use crate::plan::{Launch, Plan};
 use crate::scalar::{Access, ScalarFunction, Size, Step};
 
@@ -160,12 +160,7 @@ fn body(f: &mut Formatter<'_>, anchor: &Anchor) -> fmt::Result {
         Anchor::RowReduction(reduction) => {
             sizes(f, "rows", &reduction.rows)?;
             writeln!(f, "        columns {};", reduction.columns)?;
-            for phase in &reduction.phases {
-                function(f, "phase", &phase.function)?;
-                for reduction in &phase.reductions {
-                    writeln!(f, "        reduce {} v{};", reduction_name(reduction.op), reduction.value.0)?;
-                }
-            }
+            phases(f, &reduction.phases)?;
             function(f, "row", &reduction.row)?;
             function(f, "element", &reduction.element)
         }
@@ -178,7 +173,7 @@ fn body(f: &mut Formatter<'_>, anchor: &Anchor) -> fmt::Result {
             };
             f.write_str("        ")?;
             if let Some(part) = single {
-                write!(f, "columns {}; segments {}; ", part.columns, part.segments)?;
+                write!(f, "{} ", columns(part))?;
             }
             write!(f, "depth {};", c.depth)?;
             if let Some(tile) = c.tile {
@@ -188,9 +183,13 @@ fn body(f: &mut Formatter<'_>, anchor: &Anchor) -> fmt::Result {
             function(f, "a", &c.a)?;
             for part in &c.parts {
                 if single.is_none() {
-                    writeln!(f, "        part columns {}; segments {};", part.columns, part.segments)?;
+                    writeln!(f, "        part {}", columns(part))?;
                 }
                 function(f, "b", &part.b)?;
+                if let Some(groups) = &part.groups {
+                    writeln!(f, "        width {};", groups.width)?;
+                    phases(f, &groups.phases)?;
+                }
                 function(f, "epilogue", &part.epilogue)?;
             }
             Ok(())
@@ -243,6 +242,21 @@ fn body(f: &mut Formatter<'_>, anchor: &Anchor) -> fmt::Result {
             function(f, "epilogue", &s.epilogue)
         }
     }
+}
+
+fn phases(f: &mut Formatter<'_>, phases: &[Phase]) -> fmt::Result {
+    for phase in phases {
+        function(f, "phase", &phase.function)?;
+        for reduction in &phase.reductions {
+            writeln!(f, "        reduce {} v{};", reduction_name(reduction.op), reduction.value.0)?;
+        }
+    }
+    Ok(())
+}
+
+fn columns(part: &Part) -> String {
+    let segments = if part.interleaved { "interleaved" } else { "segments" };
+    format!("columns {}; {segments} {};", part.columns, part.segments)
 }
 
 fn sizes(f: &mut Formatter<'_>, name: &str, sizes: &[Size]) -> fmt::Result {

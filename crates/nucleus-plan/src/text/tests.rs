@@ -75,7 +75,9 @@ fn sample() -> Plan {
             parts: vec![Part {
                 columns: Size::Const(128),
                 segments: 2,
+                interleaved: false,
                 b: load(2, 3),
+                groups: None,
                 epilogue: store(3, 4),
             }],
         }),
@@ -87,9 +89,48 @@ fn sample() -> Plan {
             dtype: DType::F32,
             tile: None,
             parts: vec![
-                Part { columns: Size::Const(8), segments: 1, b: load(1, 2), epilogue: store(2, 2) },
-                Part { columns: Size::Arg(1), segments: 3, b: load(3, 2), epilogue: store(4, 2) },
+                Part {
+                    columns: Size::Const(8),
+                    segments: 1,
+                    interleaved: false,
+                    b: load(1, 2),
+                    groups: None,
+                    epilogue: store(2, 2),
+                },
+                Part {
+                    columns: Size::Arg(1),
+                    segments: 3,
+                    interleaved: true,
+                    b: load(3, 2),
+                    groups: None,
+                    epilogue: store(4, 2),
+                },
             ],
+        }),
+        Anchor::Matmul(Contraction {
+            batch: Vec::new(),
+            rows: vec![Size::Arg(0)],
+            depth: Size::Const(65),
+            a: load(0, 2),
+            dtype: DType::F32,
+            tile: None,
+            parts: vec![Part {
+                columns: Size::Const(32),
+                segments: 2,
+                interleaved: true,
+                b: load(1, 2),
+                groups: Some(ColumnGroups {
+                    width: 8,
+                    phases: vec![
+                        Phase {
+                            function: load(0, 3),
+                            reductions: vec![Reduction { op: ReductionOp::Max, value: StepId(0) }],
+                        },
+                        Phase { function: load(2, 3), reductions: Vec::new() },
+                    ],
+                }),
+                epilogue: store(2, 3),
+            }],
         }),
         Anchor::Attention(Attention {
             batch: Size::Arg(0),

@@ -333,3 +333,83 @@ fn numbers_of_parts() {
         assert!(errors.iter().any(|error| error.what == what), "{errors:?}");
     }
 }
+
+/// Softmax over groups of four of the twelve columns of a product.
+const GROUPS: &str = "plan test {
+    dim B;
+    input x: f32[B, 2] per step;
+    output y: f32[B, 12];
+    weight \"w\": f32[2, 12];
+    buffer b0: f32[B, 2] input 0;
+    buffer b1: f32[2, 12] weight \"w\";
+    buffer b2: f32[B, 12] output 0;
+    kernel k0(read f32, read f32, write f32) sizes 1 matmul f32 {
+        batch;
+        rows s0;
+        columns 12; segments 1; depth 2;
+        a { v0 = load o0[2*i0 + i1]; return v0; }
+        b { v0 = load o1[12*i0 + i1]; return v0; }
+        width 4;
+        phase { v0 = accumulator 0; }
+        reduce max v0;
+        phase { v0 = accumulator 0; v1 = accumulator 1; v2 = sub(v0, v1); v3 = exp(v2); }
+        reduce sum v3;
+        epilogue {
+            v0 = accumulator 0;
+            v1 = accumulator 1;
+            v2 = sub(v0, v1);
+            v3 = exp(v2);
+            v4 = accumulator 2;
+            v5 = div(v3, v4);
+            store o2[12*i0 + 4*i1 + i2] = v5;
+        }
+    }
+    launch k0(b0, b1, b2) sizes B per step flops 0 bytes 0;
+}";
+
+#[test]
+fn groups_of_columns() {
+    assert_eq!(verify_plan(&crate::text::parse_plan(GROUPS).unwrap()), Ok(()));
+    let broken = |from: &str, to: &str, expected: &str| {
+        let changed = GROUPS.replace(from, to);
+        assert_ne!(changed, GROUPS, "{from}");
+        let errors = verify_plan(&crate::text::parse_plan(&changed).unwrap()).unwrap_err();
+        assert!(errors.iter().any(|error| error.what.contains(expected)), "{errors:?}");
+    };
+    for width in ["0", "5", "4294967295"] {
+        broken(
+            "width 4",
+            &format!("width {width}"),
+            &format!("groups of {width} columns in 12, of 1 segments"),
+        );
+    }
+    broken("columns 12", "columns s0", "columns must be constant and whole groups");
+    broken("columns 12; segments 1", "columns 12; segments 4000000000", "may have 4096 accumulators");
+    broken("v4 = accumulator 2", "v4 = accumulator 3", "epilogue0, step 4: there is no accumulator 3");
+    broken("phase { v0 = accumulator 0; }", "phase { v0 = accumulator 1; }", "phase0.0, step 0: there is no");
+    broken(
+        "v1 = accumulator 1; v2 = sub(v0, v1); v3 = exp(v2); }",
+        "v1 = accumulator 2; v2 = sub(v0, v1); v3 = exp(v2); }",
+        "phase0.1, step 1: there is no accumulator 2",
+    );
+    broken("reduce max v0", "reduce max v7", "reduction of step 7, which is not f32");
+    broken("store o2[12*i0 + 4*i1 + i2]", "store o2[12*i0 + 3*i1 + i2]", "another point stores");
+    broken("store o2[12*i0 + 4*i1 + i2]", "store o2[12*i0 + 12*i1 + i2]", "accesses elements");
+    broken(
+        "phase { v0 = accumulator 0; }",
+        "phase { v0 = accumulator 0; store o2[12*i0 + 4*i1 + i2] = v0; }",
+        "this function computes an operand and may not store",
+    );
+
+    let mut plan = crate::text::parse_plan(GROUPS).unwrap();
+    if let Anchor::Matmul(contraction) = &mut plan.kernels[0].anchor
+        && let Some(groups) = &mut contraction.parts[0].groups
+    {
+        groups.phases = vec![groups.phases[0].clone(); 5000];
+    }
+    let errors = verify_plan(&plan).unwrap_err();
+    assert!(
+        errors.iter().any(|error| error.what.contains("has 5001 phases, segments or parts")),
+        "{errors:?}"
+    );
+}

@@ -54,7 +54,8 @@ fn product(
     let mut c = vec![f32::NAN; m * n];
     let outputs = [c.as_mut_ptr().cast()];
     let epilogue = Epilogue::Store { outputs: &outputs, element: Element::F32, row_stride: n };
-    let part = Part { n, segments: 1, packing: Packing::of(kind.0, kind.1), b: &[b], epilogue };
+    let part =
+        Part { n, segments: 1, column_multiple: 1, packing: Packing::of(kind.0, kind.1), b: &[b], epilogue };
     let products = [Product { rows: m, a }];
     let blocking = Blocking::default();
     let problem = Gemm { isa, operand: kind.0, k, blocking, products: &products, parts: &[part] };
@@ -217,6 +218,7 @@ impl Grouped {
             .map(|part| Part {
                 n: self.parts[part].0,
                 segments: self.parts[part].1,
+                column_multiple: 1,
                 packing: Packing::of(kind.0, kind.1),
                 b: &right[part],
                 epilogue: Epilogue::Call(if part == 0 { &first } else { &second }),
@@ -348,6 +350,53 @@ fn stored_types_are_rounded_to_the_operand_type() {
                     assert_eq!(c[row * n + col], exact, "{isa} {operand:?} {element:?} [{row}, {col}]");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn tiles_have_whole_groups_of_columns() {
+    let (k, rows) = (5, 70);
+    for (isa, threads) in Isa::supported().into_iter().flat_map(|isa| [(isa, 1), (isa, 3)]) {
+        let threads = Threads::new(threads).unwrap();
+        for (column_multiple, groups, segments) in
+            [(1, 100, 1), (3, 40, 2), (48, 5, 2), (64, 9, 1), (100, 1, 3)]
+        {
+            let n = column_multiple * groups;
+            let a = vec![1.0f32; rows * k];
+            let b = vec![1.0f32; k * n * segments];
+            let packed = pack(&threads, isa, (Operand::F32, Element::F32), &b, [k, n, segments]);
+            let seen = Mutex::new(vec![0usize; rows * n]);
+            let call = |tile: &Tile| {
+                assert!(
+                    tile.col.is_multiple_of(column_multiple) && tile.cols.is_multiple_of(column_multiple)
+                );
+                let mut seen = seen.lock().unwrap();
+                for row in tile.row..tile.row + tile.rows {
+                    (tile.col..tile.col + tile.cols).for_each(|col| seen[row * n + col] += 1);
+                }
+            };
+            let source = RowSource::Memory {
+                data: a.as_ptr().cast(),
+                element: Element::F32,
+                row_stride: k,
+                index: None,
+            };
+            let part = Part {
+                n,
+                segments,
+                column_multiple,
+                packing: Packing::of(Operand::F32, Element::F32),
+                b: &[packed.as_ptr().cast_const()],
+                epilogue: Epilogue::Call(&call),
+            };
+            let blocking = Blocking { rows: 24, columns: 40, depth: 64 };
+            let products = [Product { rows, a: source }];
+            let problem =
+                Gemm { isa, operand: Operand::F32, k, blocking, products: &products, parts: &[part] };
+            // SAFETY: the operands have the sizes of the problem.
+            unsafe { gemm(&threads, &problem) };
+            assert!(seen.into_inner().unwrap().iter().all(|count| *count == 1));
         }
     }
 }

@@ -4,8 +4,8 @@ use nucleus_ir::DType;
 
 use super::{Parsed, Parser};
 use crate::kernel::{
-    Anchor, Attention, Contraction, ExpertChoice, InverseMap, InvertIndex, Kernel, KeySegment, Map, Operand,
-    OperandMode, Part, Phase, Reduction, ReductionOp, RowReduction, SegmentSum, Tile,
+    Anchor, Attention, ColumnGroups, Contraction, ExpertChoice, InverseMap, InvertIndex, Kernel, KeySegment,
+    Map, Operand, OperandMode, Part, Phase, Reduction, ReductionOp, RowReduction, SegmentSum, Tile,
 };
 use crate::scalar::{Size, StepId};
 use crate::text::printer::{mode_name, reduction_name};
@@ -57,9 +57,16 @@ impl Parser<'_> {
     fn row_reduction(&mut self) -> Parsed<RowReduction> {
         let rows = self.sizes("rows")?;
         let columns = self.field("columns", Parser::size)?;
+        let phases = self.phases(rows.len() + 1)?;
+        let row = self.function("row", rows.len())?;
+        let element = self.function("element", rows.len() + 1)?;
+        Ok(RowReduction { rows, columns, phases, row, element })
+    }
+
+    fn phases(&mut self, axes: usize) -> Parsed<Vec<Phase>> {
         let mut phases = Vec::new();
         while self.peek() == Some("phase") {
-            let function = self.function("phase", rows.len() + 1)?;
+            let function = self.function("phase", axes)?;
             let mut reductions = Vec::new();
             while self.accept("reduce") {
                 let name = self.name()?;
@@ -72,9 +79,7 @@ impl Parser<'_> {
             }
             phases.push(Phase { function, reductions });
         }
-        let row = self.function("row", rows.len())?;
-        let element = self.function("element", rows.len() + 1)?;
-        Ok(RowReduction { rows, columns, phases, row, element })
+        Ok(phases)
     }
 
     fn contraction(&mut self, dtype: DType) -> Parsed<Contraction> {
@@ -106,13 +111,29 @@ impl Parser<'_> {
         Ok(Contraction { batch, rows, depth, a, dtype, tile, parts })
     }
 
-    fn part(&mut self, (columns, segments): (Size, u32), b_axes: usize, axes: usize) -> Parsed<Part> {
+    /// The rest of a part whose columns, segments and whether these are interleaved are known.
+    fn part(
+        &mut self,
+        (columns, segments, interleaved): (Size, u32, bool),
+        b_axes: usize,
+        axes: usize,
+    ) -> Parsed<Part> {
         let b = self.function("b", b_axes)?;
-        Ok(Part { columns, segments, b, epilogue: self.function("epilogue", axes)? })
+        let groups = if self.peek() == Some("width") {
+            let width = self.field("width", Parser::unsigned)?;
+            Some(ColumnGroups { width, phases: self.phases(axes + 1)? })
+        } else {
+            None
+        };
+        let epilogue = self.function("epilogue", axes + usize::from(groups.is_some()))?;
+        Ok(Part { columns, segments, interleaved, b, groups, epilogue })
     }
 
-    fn columns(&mut self) -> Parsed<(Size, u32)> {
-        Ok((self.field("columns", Parser::size)?, self.field("segments", Parser::unsigned)?))
+    fn columns(&mut self) -> Parsed<(Size, u32, bool)> {
+        let columns = self.field("columns", Parser::size)?;
+        let interleaved = self.peek() == Some("interleaved");
+        let name = if interleaved { "interleaved" } else { "segments" };
+        Ok((columns, self.field(name, Parser::unsigned)?, interleaved))
     }
 
     fn attention(&mut self, dtype: DType) -> Parsed<Attention> {
