@@ -9,6 +9,7 @@ use nucleus_ir::{Bindings, DType, Graph, TensorType};
 use nucleus_passes::PassError;
 use nucleus_passes::allocate::allocate;
 use nucleus_passes::elaborate::{Config, Program, elaborate};
+use nucleus_passes::epilogue::epilogue;
 use nucleus_passes::fuse::fuse;
 use nucleus_passes::group::group;
 use nucleus_passes::merge::merge;
@@ -44,7 +45,7 @@ pub(crate) fn lowered(graph: &Graph, dtype: DType) -> Graph {
 
 /// The passes after fusion.
 pub(crate) fn placed(plan: Plan) -> Result<Plan, PassError> {
-    allocate(schedule(group(merge(plan)?)?)?)
+    allocate(schedule(group(merge(epilogue(plan)?)?)?)?)
 }
 
 /// One line per launch: kernel, anchor, what is read and written, scope.
