@@ -45,7 +45,7 @@ fn the_released_model_is_a_handful_of_kernels() {
         launch.stage == Rate::Step
             && (scope == "transformer_blocks.9" || scope.starts_with("transformer_blocks.9."))
     };
-    assert_eq!(plan.launches.iter().filter(in_layer).count(), 15, "{}", shown());
+    assert_eq!(plan.launches.iter().filter(in_layer).count(), 12, "{}", shown());
 
     // Launches by their number of parts, in the order of that.
     let mut parts: BTreeMap<usize, usize> = BTreeMap::new();
@@ -83,5 +83,5 @@ fn predictions_add_up_to_more_than_the_arithmetic() {
     let limit = 14.3e12 / machine.bf16_flops;
     assert!(seconds > limit && seconds < 1.5 * limit, "{seconds} s, limit {limit} s");
     // Products and attention against norms and combination.
-    assert!(bounds[0] > 400 && bounds[1] > 100, "{bounds:?}");
+    assert!(bounds[0] > 350 && bounds[1] > 90, "{bounds:?}");
 }
