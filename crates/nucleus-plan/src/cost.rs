@@ -180,12 +180,15 @@ impl Problem {
         let tile_rows = micro(self.rows / blocks, machine.micro_rows);
         let (element, word) = (self.dtype.size() as f64, machine.word as f64);
         let spills = ((self.depth / depth).ceil() - 1.0).max(0.0);
-        let (mut tiles, mut flops, mut near, mut far) = (0.0, 0.0, 0.0, 0.0);
+        // A panel of narrower elements than micro-kernels read is widened once for every tile: read, written and read.
+        let widening = if word > element { element + 2.0 * word } else { 0.0 };
+        let (mut tiles, mut flops, mut widened, mut near, mut far) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for (part_columns, segments) in &self.parts {
             let count = self.batch * blocks * (part_columns / columns).ceil();
             let tile_columns = micro(columns.min(*part_columns), machine.micro_columns) * segments;
             tiles += count;
             flops += count * 2.0 * tile_rows * tile_columns * self.depth;
+            widened += count * self.depth * tile_columns * widening;
             near += count * 2.0 * 4.0 * tile_rows * tile_columns * spills;
             far += count * self.depth * tile_rows * word;
             // The first block's reading is from memory and counted there.
@@ -196,8 +199,9 @@ impl Problem {
         }
         // What the most loaded core takes of the whole.
         let share = (tiles / f64::from(machine.cores)).ceil() / tiles;
-        let arithmetic = share * flops * f64::from(machine.cores) / machine.product_flops(self.dtype);
         let cores = share * f64::from(machine.cores);
+        let arithmetic =
+            cores * (flops / machine.product_flops(self.dtype) + widened / machine.cache_bandwidth);
         let traffic = cores * (near / machine.cache_bandwidth + far / machine.far_bandwidth);
         arithmetic.max(traffic) + 0.1 * arithmetic.min(traffic)
     }
