@@ -119,7 +119,8 @@ class Diffusers:
         self.compiled: Any = None
 
     def compile(self) -> None:
-        self.compiled = torch.compile(self.model)
+        # Every size on its own: one program for several sizes is compiled faster, and runs slower.
+        self.compiled = torch.compile(self.model, dynamic=False)
 
     def forward(self, inputs: Path, tokens: int, *, compiled: bool = False) -> torch.Tensor:
         cast = {name: values.to(self.dtype) for name, values in load_file(inputs).items()}

@@ -33,8 +33,10 @@ pub struct Machine {
     pub l1: u64,
     /// Bytes of the second-level cache, or shared memory, of one core.
     pub l2: u64,
-    /// Rows that a micro-kernel computes at a time.
+    /// The most rows that a micro-kernel computes at a time.
     pub micro_rows: u32,
+    /// Rows that a micro-kernel computes are a multiple of this: CPUs have one for every number of rows.
+    pub row_step: u32,
     /// Columns that a micro-kernel computes at a time.
     pub micro_columns: u32,
     /// Seconds to start a launch.
@@ -57,6 +59,7 @@ impl Machine {
             l1: 32 << 10,
             l2: 1 << 20,
             micro_rows: 12,
+            row_step: 1,
             micro_columns: 32,
             launch: 5e-6,
         }
@@ -180,16 +183,19 @@ impl Problem {
         let micro = |size: f64, step: u32| (size / f64::from(step)).ceil() * f64::from(step);
         // Blocks and groups are of nearly the same size, and at the edge compute no more than the micro-kernels that they need.
         let blocks = (self.rows / rows).ceil().max(1.0);
-        let tile_rows = micro(self.rows / blocks, machine.micro_rows);
+        let tile_rows = micro(self.rows / blocks, machine.row_step);
         let (element, word) = (self.dtype.size() as f64, machine.word as f64);
         let spills = ((self.depth / depth).ceil() - 1.0).max(0.0);
-        let (mut tiles, mut flops, mut near, mut far) = (0.0, 0.0, 0.0, 0.0);
+        // A panel of narrower elements than micro-kernels read is widened once for every tile: read, written and read.
+        let widening = if word > element { element + 2.0 * word } else { 0.0 };
+        let (mut tiles, mut flops, mut widened, mut near, mut far) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for (part_columns, segments, group) in &self.parts {
             let columns = (columns / group).ceil() * group;
             let count = self.batch * blocks * (part_columns / columns).ceil();
             let tile_columns = micro(columns.min(*part_columns), machine.micro_columns) * segments;
             tiles += count;
             flops += count * 2.0 * tile_rows * tile_columns * self.depth;
+            widened += count * self.depth * tile_columns * widening;
             near += count * 2.0 * 4.0 * tile_rows * tile_columns * spills;
             far += count * self.depth * tile_rows * word;
             // The first block's reading is from memory and counted there.
@@ -200,8 +206,9 @@ impl Problem {
         }
         // What the most loaded core takes of the whole.
         let share = (tiles / f64::from(machine.cores)).ceil() / tiles;
-        let arithmetic = share * flops * f64::from(machine.cores) / machine.product_flops(self.dtype);
         let cores = share * f64::from(machine.cores);
+        let arithmetic =
+            cores * (flops / machine.product_flops(self.dtype) + widened / machine.cache_bandwidth);
         let traffic = cores * (near / machine.cache_bandwidth + far / machine.far_bandwidth);
         arithmetic.max(traffic) + 0.1 * arithmetic.min(traffic)
     }

@@ -150,6 +150,16 @@ fn every_stage_is_written_where_asked() {
     // A printed stage is a model in the language.
     let simplified = stages.join("velocity.01-simplify.ir");
     assert!(succeeds(["check", text(&simplified)]).contains("verified"));
+    // A printed plan says what each launch should cost, and reads back all the same.
+    let plan = std::fs::read_to_string(stages.join(names.last().expect("names"))).expect("a text");
+    assert!(plan.starts_with("// Predicted for the machine `cpu`"), "{plan}");
+    let launches: Vec<&str> = plan.lines().filter(|line| line.trim_start().starts_with("launch ")).collect();
+    let expected = ["arithmetic", "memory", "latency"];
+    assert!(!launches.is_empty());
+    assert!(launches.iter().all(|line| expected.iter().any(|bound| line.ends_with(bound))), "{launches:?}");
+    let read = nucleus_plan::text::parse_plan(&plan).expect("the text reads back");
+    assert_eq!(read.launches.len(), launches.len());
+    assert!(succeeds(["inspect", text(&artifact), "--plan"]).contains("// Predicted"));
 }
 
 #[test]
