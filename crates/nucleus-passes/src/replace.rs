@@ -4,9 +4,12 @@ use std::collections::HashMap;
 
 use nucleus_plan::{BufferId, Kernel, KernelId, Launch, Place, Plan};
 
+/// What stands in the place of a launch: these launches of these kernels; `None` for the launch itself.
+pub(crate) type Replacement = Option<Vec<(Kernel, Launch)>>;
+
 /// The plan with launches of these kernels in the place of those that have an entry, and without kernels and arena buffers that no
 /// launch uses any more. Equal kernels become one. The kernels that the new launches name themselves do not matter.
-pub(crate) fn replace_launches(mut plan: Plan, replaced: Vec<Option<Vec<(Kernel, Launch)>>>) -> Plan {
+pub(crate) fn replace_launches(mut plan: Plan, replaced: Vec<Replacement>) -> Plan {
     let mut made: HashMap<Kernel, KernelId> = HashMap::new();
     let mut launches = Vec::with_capacity(plan.launches.len());
     for (launch, replaced) in std::mem::take(&mut plan.launches).into_iter().zip(replaced) {

@@ -16,10 +16,10 @@ mod inline;
 
 use nucleus_ir::DimError;
 use nucleus_plan::cost::{MAX_REDUCED_COLUMNS, MAX_REPEATED_STEPS};
-use nucleus_plan::{Anchor, Kernel, Launch, OperandMode, Plan};
+use nucleus_plan::{Anchor, OperandMode, Plan};
 
 use crate::error::PassError;
-use crate::replace::replace_launches;
+use crate::replace::{Replacement, replace_launches};
 use fit::Fit;
 
 const PASS: &str = "epilogue";
@@ -31,9 +31,9 @@ pub fn epilogue(plan: Plan) -> Result<Plan, PassError> {
 }
 
 /// For every launch what stands in its place: nothing where a product was, the fused launch where its reduction was.
-fn fused_launches(plan: &Plan) -> Result<Vec<Option<Vec<(Kernel, Launch)>>>, DimError> {
+fn fused_launches(plan: &Plan) -> Result<Vec<Replacement>, DimError> {
     let uses = Uses::new(plan);
-    let mut replaced: Vec<Option<Vec<(Kernel, Launch)>>> = vec![None; plan.launches.len()];
+    let mut replaced: Vec<Replacement> = vec![None; plan.launches.len()];
     for (position, launch) in plan.launches.iter().enumerate() {
         if !matches!(plan.kernel(launch.kernel).anchor, Anchor::RowReduction(_)) {
             continue;

@@ -15,10 +15,10 @@ use std::collections::HashMap;
 
 use nucleus_ir::DimError;
 use nucleus_plan::cost::{Company, MAX_MERGED_OPERANDS, MAX_MERGED_PARTS, Machine};
-use nucleus_plan::{Contraction, Kernel, Launch, Plan};
+use nucleus_plan::{Contraction, Launch, Plan};
 
 use crate::error::PassError;
-use crate::replace::replace_launches;
+use crate::replace::{Replacement, replace_launches};
 use rebuild::{LeftFactor, left_factor, merged};
 use sites::Sites;
 
@@ -103,7 +103,7 @@ fn contraction<'a>(plan: &'a Plan, launch: &Launch) -> Option<&'a Contraction> {
 
 /// The plan with a launch for every group.
 fn rebuild(plan: Plan, groups: &[Group]) -> Result<Plan, DimError> {
-    let mut replaced: Vec<Option<Vec<(Kernel, Launch)>>> = vec![None; plan.launches.len()];
+    let mut replaced: Vec<Replacement> = vec![None; plan.launches.len()];
     for group in groups {
         group.members.iter().for_each(|member| replaced[*member] = Some(Vec::new()));
         replaced[group.members[0]] = Some(vec![merged(&plan, &group.members)?]);
