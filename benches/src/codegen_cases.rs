@@ -8,7 +8,7 @@ use nucleus_ir::DType;
 use nucleus_plan::text::{PlanTextError, parse_plan};
 use nucleus_plan::{Anchor, Kernel, OperandMode, Plan, ScalarFunction, Size};
 
-/// Kernels of the model as its plan prints them.
+/// Kernels of the model as fusion prints them: reductions over heads and experts are parts of products only later.
 const KERNELS: &str = include_str!("codegen_kernels.plan");
 /// Image tokens.
 const ROWS: i64 = 1024;
