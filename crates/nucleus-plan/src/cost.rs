@@ -3,10 +3,10 @@
 //! A launch is bound by arithmetic, by memory, or by the time that starting it takes (Williams, Waterman and Patterson, "Roofline",
 //! CACM 2009). Nothing is measured: the same plan has the same tiles everywhere. A tuning table overrides them.
 
-use nucleus_ir::{Bindings, DType, DimError};
+use nucleus_ir::{Bindings, DType, DimError, Rate};
 
 use crate::kernel::{Anchor, Contraction, Kernel, Part, Tile};
-use crate::plan::Launch;
+use crate::plan::{Launch, Plan};
 
 /// What the model knows of a machine. Rates are those of the whole machine.
 #[derive(Clone, Debug, PartialEq)]
@@ -136,6 +136,13 @@ pub fn predict(
         if arithmetic >= memory { (arithmetic, Bound::Arithmetic) } else { (memory, Bound::Memory) };
     let bound = if time < machine.launch { Bound::Latency } else { bound };
     Ok(Prediction { seconds: time + machine.launch, bound })
+}
+
+/// Predicted seconds of all launches of a stage; those whose sizes have no value count nothing.
+pub fn stage_seconds(plan: &Plan, stage: Rate, bindings: &Bindings, machine: &Machine) -> f64 {
+    let launches = plan.launches.iter().filter(|launch| launch.stage == stage);
+    let of = |launch: &Launch| predict(launch, plan.kernel(launch.kernel), bindings, machine).ok();
+    launches.filter_map(of).map(|prediction| prediction.seconds).sum()
 }
 
 /// A contraction at given sizes.

@@ -10,7 +10,7 @@ use nucleus_ir::{Bindings, DType, Dim, Rate};
 use nucleus_passes::CompileOptions;
 use nucleus_passes::pipeline::{Form, PASSES, Pass, PassTiming};
 use nucleus_plan::Plan;
-use nucleus_plan::cost::{Machine, predict};
+use nucleus_plan::cost::{Machine, stage_seconds};
 use nucleus_plan::verify::largest_sample;
 use nucleus_runtime::artifact::write_artifact;
 use nucleus_runtime::{Checkpoint, Compiled, Extras, Model, WeightSource};
@@ -222,14 +222,12 @@ fn summarise(text: &mut String, plan: &Plan, timings: &[PassTiming]) -> std::fmt
         }
     }
     if let Some(sizes) = largest_sample(plan) {
-        let predicted = |rate: Rate| -> f64 {
-            let launches = plan.launches.iter().filter(|launch| launch.stage == rate);
-            let of = |launch| predict(launch, plan.kernel(launch.kernel), &sizes, &Machine::cpu()).ok();
-            launches.filter_map(of).map(|prediction| prediction.seconds).sum()
+        let predicted = |rate| {
+            let seconds = stage_seconds(plan, rate, &sizes, &Machine::cpu());
+            report::duration(Duration::from_secs_f64(seconds))
         };
+        let (prompt, step) = (predicted(Rate::Prompt), predicted(Rate::Step));
         let sizes: Vec<String> = sizes.iter().map(|(dim, size)| format!("{dim}={size}")).collect();
-        let of = |rate| report::duration(Duration::from_secs_f64(predicted(rate)));
-        let (prompt, step) = (of(Rate::Prompt), of(Rate::Step));
         writeln!(
             text,
             "  predicted for a `cpu` of two cores at {}: prompt {prompt}, step {step}",

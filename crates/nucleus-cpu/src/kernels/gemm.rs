@@ -123,7 +123,7 @@ unsafe impl Sync for Gemm<'_> {}
 /// the sizes of the problem, indices are not negative, and outputs are not used by anything else meanwhile.
 ///
 /// # Panics
-/// A callback panics, or a part has fewer right operands or outputs than there are products.
+/// A callback panics, a part has fewer right operands or outputs than there are products, or f32 panels for bf16 products.
 pub unsafe fn gemm(threads: &Threads, problem: &Gemm) {
     for part in problem.parts {
         assert!(part.b.len() >= problem.products.len(), "one right operand for each product");

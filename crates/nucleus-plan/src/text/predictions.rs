@@ -2,23 +2,18 @@
 
 use nucleus_ir::{Bindings, Rate};
 
-use crate::cost::{Machine, predict};
+use crate::cost::{Machine, predict, stage_seconds};
 use crate::plan::{Launch, Plan};
 
 /// The text of a plan with the predicted time of every launch at these sizes and what bounds it, as comments: it reads back as the
 /// same plan.
 pub fn with_predictions(plan: &Plan, sizes: &Bindings, machine: &Machine) -> String {
-    let of = |launch: &Launch| predict(launch, plan.kernel(launch.kernel), sizes, machine).ok();
     let mut text = String::new();
     let points: Vec<String> = sizes.iter().map(|(dim, size)| format!("{dim}={size}")).collect();
     let stages: Vec<String> = Rate::ALL
         .into_iter()
         .filter(|rate| plan.launches.iter().any(|launch| launch.stage == *rate))
-        .map(|rate| {
-            let launches = plan.launches.iter().filter(|launch| launch.stage == rate);
-            let seconds: f64 = launches.filter_map(of).map(|prediction| prediction.seconds).sum();
-            format!("{} {rate}", duration(seconds))
-        })
+        .map(|rate| format!("{} {rate}", duration(stage_seconds(plan, rate, sizes, machine))))
         .collect();
     text.push_str(&format!(
         "// Predicted for the machine `{}` of the cost model at {}: {}.\n",
@@ -27,7 +22,8 @@ pub fn with_predictions(plan: &Plan, sizes: &Bindings, machine: &Machine) -> Str
         stages.join(", "),
     ));
     let note = |launch: &Launch| {
-        of(launch).map(|prediction| format!("{}, {}", duration(prediction.seconds), prediction.bound.name()))
+        let prediction = predict(launch, plan.kernel(launch.kernel), sizes, machine).ok();
+        prediction.map(|prediction| format!("{}, {}", duration(prediction.seconds), prediction.bound.name()))
     };
     // Writing to a string cannot fail.
     let _ = plan.write(&mut text, &note);
