@@ -19,7 +19,7 @@
 //! let ty = TensorType::new(DType::F32, vec![Dim::symbol("B"), Dim::constant(2)]);
 //! let x = graph.add_input(Input { name: "x".to_owned(), ty, rate: Rate::Step, default: None });
 //! let ty = TensorType::new(DType::F32, vec![Dim::constant(2), Dim::constant(2)]);
-//! let w = graph.add_weight(Weight { name: "proj.weight".to_owned(), ty });
+//! let w = graph.add_weight(Weight::new("proj.weight".to_owned(), ty));
 //! let product = graph.add(Op::Matmul { transpose_a: false, transpose_b: false }, &[x, w], None)?;
 //! let y = graph.add(Op::Add, &[product, x], None)?;
 //! graph.outputs.push(Output { name: "y".to_owned(), value: y });

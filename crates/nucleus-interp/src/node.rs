@@ -140,7 +140,7 @@ fn apply<F: Real>(
             op.scalar().and_then(|scalar| elementwise::apply(scalar, &data)).ok_or_else(mismatch)?
         }
 
-        Op::Reshape { .. } => operand(0)?.data().clone(),
+        Op::StopGradient | Op::After | Op::Reshape { .. } => operand(0)?.data().clone(),
         Op::Transpose { permutation } => {
             let x = operand(0)?;
             movement::transpose(x.data(), x.shape(), permutation)
@@ -201,6 +201,13 @@ fn apply<F: Real>(
             let mask = operands.get(3).map(|mask| mask.bools().ok_or_else(mismatch)).transpose()?;
             let scale = F::from_f64(scale.0);
             Data::Float(attention::attention(floats(0)?, floats(1)?, floats(2)?.0, mask, scale))
+        }
+        Op::AttentionGrad { scale } => {
+            let mask = operands.get(4).map(|mask| mask.bools().ok_or_else(mismatch)).transpose()?;
+            let scale = F::from_f64(scale.0);
+            let ((dy, _), (v, _)) = (floats(3)?, floats(2)?);
+            let gradients = attention::attention_grad(floats(0)?, floats(1)?, v, dy, mask, scale);
+            return Ok(gradients.map(Data::Float).into());
         }
         Op::ExpertChoice { capacity: _ } => {
             let (affinity, shape) = floats(0)?;

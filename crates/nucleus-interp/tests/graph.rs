@@ -31,7 +31,7 @@ fn affine() -> Graph {
     let x = input(&mut graph, "x", rows.clone(), None);
     let bias = input(&mut graph, "bias", rows, Some(0.5));
     let square = ty(DType::F32, &[Dim::constant(2), Dim::constant(2)]);
-    let w = graph.add_weight(Weight { name: "w".to_owned(), ty: square });
+    let w = graph.add_weight(Weight::new("w".to_owned(), square));
     let matmul = Op::Matmul { transpose_a: false, transpose_b: false };
     let product = graph.add(matmul, &[x, w], Some("layer.0".into())).unwrap();
     let y = graph.add(Op::Add, &[product, bias], None).unwrap();
@@ -94,7 +94,7 @@ fn narrow_inputs_and_weights_are_rounded() {
     let mut graph = Graph::new("narrow", vec![]);
     let narrow = ty(DType::Bf16, &[Dim::constant(1)]);
     let x = input(&mut graph, "x", narrow.clone(), None);
-    let w = graph.add_weight(Weight { name: "w".to_owned(), ty: narrow });
+    let w = graph.add_weight(Weight::new("w".to_owned(), narrow));
     for (name, value) in [("x", x), ("w", w)] {
         let y = graph.add(Op::Cast { to: DType::F32 }, &[value], None).unwrap();
         output(&mut graph, name, y);
@@ -124,8 +124,8 @@ fn outputs_may_be_inputs_weights_and_each_other() {
     let mut graph = Graph::new("outputs", vec![]);
     let square = ty(DType::F32, &[Dim::constant(2), Dim::constant(2)]);
     let x = input(&mut graph, "x", square.clone(), None);
-    let w = graph.add_weight(Weight { name: "w".to_owned(), ty: square.clone() });
-    graph.add_weight(Weight { name: "unused".to_owned(), ty: square });
+    let w = graph.add_weight(Weight::new("w".to_owned(), square.clone()));
+    graph.add_weight(Weight::new("unused".to_owned(), square));
     let y = graph.add(Op::Neg, &[x], None).unwrap();
     for (name, value) in [("x", x), ("w", w), ("y", y), ("again", y)] {
         output(&mut graph, name, value);

@@ -63,13 +63,22 @@ pub struct ValueData {
     pub rate: Option<Rate>,
 }
 
-/// A weight: a constant tensor bound from a checkpoint.
+/// A weight: a tensor of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Weight {
     /// Its name in the checkpoint.
     pub name: String,
     /// Its type in the graph; the checkpoint may store another float type.
     pub ty: TensorType,
+    /// How often it may change: `Model` for a constant, `Step` for a weight under training.
+    pub rate: Rate,
+}
+
+impl Weight {
+    /// A weight that never changes.
+    pub fn new(name: String, ty: TensorType) -> Weight {
+        Weight { name, ty, rate: Rate::Model }
+    }
 }
 
 /// An input of an entry.
@@ -207,6 +216,11 @@ impl Graph {
     /// Sets how often a value must be computed.
     pub fn set_rate(&mut self, value: Value, rate: Rate) {
         self.values[value.index()].rate = Some(rate);
+    }
+
+    /// Forgets how often values must be computed.
+    pub fn clear_rates(&mut self) {
+        self.values.iter_mut().for_each(|value| value.rate = None);
     }
 
     /// A node.

@@ -10,6 +10,7 @@ use std::fmt::{self, Write};
 use crate::dtype::DType;
 use crate::float::Float;
 use crate::graph::{Graph, Input, NodeData, Value, ValueDef};
+use crate::lexer::is_name;
 use crate::ops::Attribute;
 use crate::types::{Rate, ShapeDisplay, TensorType};
 
@@ -62,7 +63,12 @@ impl<'a> Printer<'a> {
         text.push_str(") -> (");
         for (index, output) in graph.outputs.iter().enumerate() {
             let comma = if index > 0 { ", " } else { "" };
-            write!(text, "{comma}{}: {}", output.name, graph.ty(output.value))?;
+            let ty = graph.ty(output.value);
+            if is_name(&output.name) {
+                write!(text, "{comma}{}: {ty}", output.name)?;
+            } else {
+                write!(text, "{comma}{}: {ty}", Quoted(&output.name))?;
+            }
         }
         text.push_str(") {\n");
         for constraint in &graph.constraints {
@@ -80,7 +86,8 @@ impl<'a> Printer<'a> {
                 ValueDef::Weight(index) => {
                     let weight = &graph.weights[index];
                     write!(text, "    let {}", self.name(value))?;
-                    print_rate(text, data.rate)?;
+                    let changes = (weight.rate != Rate::Model).then_some(weight.rate);
+                    print_rate(text, data.rate.or(changes))?;
                     write!(text, " = weight({}, {}", Quoted(&weight.name), ShapeDisplay(&weight.ty.shape))?;
                     if weight.ty.dtype != DType::F32 {
                         write!(text, ", {}", weight.ty.dtype)?;
@@ -222,7 +229,7 @@ mod tests {
         let ty = TensorType::new(DType::Bool, vec![Dim::symbol("B")]);
         graph.add_input(Input { name: "mask".to_owned(), ty, rate: Rate::Prompt, default: Some(Float(1.0)) });
         let ty = TensorType::new(DType::F32, vec![Dim::constant(3), Dim::constant(4)]);
-        let weight = graph.add_weight(Weight { name: "a{\"b\"}.weight".to_owned(), ty });
+        let weight = graph.add_weight(Weight::new("a{\"b\"}.weight".to_owned(), ty));
         let op = Op::Matmul { transpose_a: false, transpose_b: true };
         let scores = graph.add(op, &[x, weight], Some("a.b".into())).unwrap();
         graph.set_rate(scores, Rate::Step);

@@ -4,6 +4,7 @@
 
 use crate::dim::{Dim, DimError};
 use crate::dtype::DType;
+use crate::float::Float;
 use crate::ops::{Op, OperandCount};
 use crate::types::{ShapeDisplay, TensorType};
 
@@ -330,33 +331,17 @@ impl Rule<'_> {
                 one(DType::F32, vec![x.shape[0].clone(), x.shape[1].clone(), x.shape[2].clone(), n.clone()])
             }
             (Op::Attention { scale }, [q, k, v, mask @ ..]) => {
-                if !scale.0.is_finite() {
-                    return Err(self.attribute("scale", format!("{scale} is not finite")));
-                }
-                self.floats(&[q, k, v])?;
-                for operand in [q, k, v] {
-                    self.exact_rank(operand, 4)?;
-                }
-                self.same_shape(&k.shape, &v.shape)?;
-                self.equal(&q.shape[0], &k.shape[0], "batch sizes")?;
-                self.equal(&q.shape[3], &k.shape[3], "head sizes")?;
-                match (q.shape[2].as_constant(), k.shape[2].as_constant(), q.shape[3].as_constant()) {
-                    (Some(a), Some(g), Some(_)) if g > 0 && a % g == 0 => {}
-                    _ => {
-                        return Err(self.shape(format!(
-                            "query heads {} must be a constant multiple of key heads {}, head size {} a constant",
-                            q.shape[2], k.shape[2], q.shape[3]
-                        )));
-                    }
-                }
-                if let [mask] = mask {
-                    if mask.dtype != DType::Bool {
-                        return Err(self.dtype_error());
-                    }
-                    self.same_shape(&k.shape[..2], &mask.shape)?;
-                }
+                self.attention(scale, [q, k, v], mask)?;
                 one(DType::F32, q.shape.clone())
             }
+            (Op::AttentionGrad { scale }, [q, k, v, dy, mask @ ..]) => {
+                self.attention(scale, [q, k, v], mask)?;
+                self.floats(&[dy])?;
+                self.same_shape(&q.shape, &dy.shape)?;
+                let results = [&q.shape, &k.shape, &v.shape];
+                Ok(results.map(|shape| TensorType::new(DType::F32, shape.clone())).into())
+            }
+            (Op::StopGradient | Op::After, [x, ..]) => Ok(vec![(*x).clone()]),
             (Op::ExpertChoice { capacity }, [affinity]) => {
                 self.exact_rank(affinity, 3)?;
                 if affinity.dtype != DType::F32 {
@@ -379,6 +364,40 @@ impl Rule<'_> {
             // The element-wise ops were handled above and `check_arity` settled the operand counts.
             _ => Err(self.dtype_error()),
         }
+    }
+
+    fn attention(
+        &self,
+        scale: &Float,
+        [q, k, v]: [&TensorType; 3],
+        mask: &[&TensorType],
+    ) -> Result<(), TypeError> {
+        if !scale.0.is_finite() {
+            return Err(self.attribute("scale", format!("{scale} is not finite")));
+        }
+        self.floats(&[q, k, v])?;
+        for operand in [q, k, v] {
+            self.exact_rank(operand, 4)?;
+        }
+        self.same_shape(&k.shape, &v.shape)?;
+        self.equal(&q.shape[0], &k.shape[0], "batch sizes")?;
+        self.equal(&q.shape[3], &k.shape[3], "head sizes")?;
+        match (q.shape[2].as_constant(), k.shape[2].as_constant(), q.shape[3].as_constant()) {
+            (Some(a), Some(g), Some(_)) if g > 0 && a % g == 0 => {}
+            _ => {
+                return Err(self.shape(format!(
+                    "query heads {} must be a constant multiple of key heads {}, head size {} a constant",
+                    q.shape[2], k.shape[2], q.shape[3]
+                )));
+            }
+        }
+        if let [mask] = mask {
+            if mask.dtype != DType::Bool {
+                return Err(self.dtype_error());
+            }
+            self.same_shape(&k.shape[..2], &mask.shape)?;
+        }
+        Ok(())
     }
 
     fn check_arity(&self) -> Result<(), TypeError> {

@@ -8,6 +8,8 @@ use std::ops::Range;
 
 use logos::Logos;
 
+use crate::dtype::DType;
+
 use crate::diagnostics::Diagnostic;
 use crate::source::{FileId, Span};
 
@@ -228,6 +230,15 @@ impl TokenKind {
         use TokenKind::*;
         matches!(self, Const | Fn | Let | Var | For | If | Else | Scope | Require | True | False | Null)
     }
+}
+
+/// True if `text` can be a name.
+pub fn is_name(text: &str) -> bool {
+    let mut tokens = TokenKind::lexer(text);
+    matches!(tokens.next(), Some(Ok(TokenKind::Name)))
+        && tokens.span().len() == text.len()
+        && DType::from_name(text).is_none()
+        && !matches!(text, "inf" | "nan")
 }
 
 impl fmt::Display for TokenKind {

@@ -374,6 +374,11 @@ ops! {
     Cast = "cast" (x) { /// The element type of the result.
         to: DType } -> "T[s] → to[s]";
 
+    /// x, through which no gradient flows: to differentiation it is a constant.
+    StopGradient = "stop_gradient" (x) -> "T[s] → T[s]";
+    /// x, computed not before `event`: what is computed from the result waits for `event`, whose elements are not read. Equal computations on
+    /// either side of it stay apart; recomputation of forward values in a backward pass is written with it.
+    After = "after" (x, event) -> "T[s], U[u] → T[s]";
     /// The same elements in row-major order under another shape.
     Reshape = "reshape" (x) { /// The shape of the result; as many elements as x has.
         shape: Vec<Dim> } -> "T[s] → T[shape], equal element counts";
@@ -426,6 +431,11 @@ ops! {
     /// ⌊h·G/A⌋ (grouped-query attention). Keys with a false mask are left out; a query without any key gives zeros.
     Attention = "attention" (q, k, v, mask optional) { /// Factor on the dot products, usually 1/√d.
         scale: Float } -> "F[B, S, A, d], F[B, L, G, d], F[B, L, G, d], bool[B, L] → f32[B, S, A, d], G divides A";
+    /// The gradients of attention: for `y = attention(q, k, v, mask)` and `dy`, the gradient of a loss with respect to y, those with respect to q, k and v.
+    /// Probabilities are computed again, so that no matrix of queries by keys outlives a block of queries. Key heads sum over their query heads; a
+    /// key with a false mask and a query without any key get zeros.
+    AttentionGrad = "attention_grad" (q, k, v, dy, mask optional) { /// Factor on the dot products, as in `attention`.
+        scale: Float } -> "F[B, S, A, d], F[B, L, G, d], F[B, L, G, d], F[B, S, A, d], bool[B, L] → f32[B, S, A, d], f32[B, L, G, d], f32[B, L, G, d]";
     /// Expert choice: every expert takes the `capacity` tokens of largest affinity, per batch item. Ties go to the lowest token index, NaN counts as
     /// smaller than every number; the slots of an expert are in ascending token order. `gate` is the affinity of the chosen tokens.
     ExpertChoice = "expert_choice" (affinity) { /// Tokens per expert, 1 … S.

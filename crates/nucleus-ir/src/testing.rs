@@ -147,7 +147,7 @@ impl<'a> Generator<'a> {
 
     fn weight(&mut self, dtype: DType, shape: Vec<Dim>) -> Value {
         let name = format!("layer.{}.weight", self.graph.weights.len());
-        let value = self.graph.add_weight(Weight { name, ty: TensorType::new(dtype, shape) });
+        let value = self.graph.add_weight(Weight::new(name, TensorType::new(dtype, shape)));
         self.exact.insert(value);
         value
     }

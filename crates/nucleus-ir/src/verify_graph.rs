@@ -369,7 +369,14 @@ impl<'a> Verifier<'a> {
                         self.report(Place::Input(input.name.clone()), Problem::Rate(what));
                     }
                 }
-                ValueDef::Weight(_) => {}
+                ValueDef::Weight(position) => {
+                    if let Some(weight) = self.graph.weights.get(position)
+                        && weight.rate > rate
+                    {
+                        let what = format!("its value is {rate}, the weight is {}", weight.rate);
+                        self.report(Place::Weight(weight.name.clone()), Problem::Rate(what));
+                    }
+                }
                 ValueDef::Result { node, .. } => self.result_rate(index, rate, node),
             }
         }
@@ -406,7 +413,7 @@ mod tests {
         let ty = TensorType::new(DType::F32, vec![Dim::symbol("B"), Dim::constant(4)]);
         let x = graph.add_input(Input { name: "x".to_owned(), ty, rate: Rate::Step, default: None });
         let ty = TensorType::new(DType::F32, vec![Dim::constant(3), Dim::constant(4)]);
-        let w = graph.add_weight(Weight { name: "w".to_owned(), ty });
+        let w = graph.add_weight(Weight::new("w".to_owned(), ty));
         let op = Op::Matmul { transpose_a: false, transpose_b: true };
         let product = graph.add(op, &[x, w], Some("a.b".into())).unwrap();
         let op = Op::Slice { axis: 1, start: Dim::constant(0), end: Dim::symbol("T") };
@@ -457,7 +464,7 @@ mod tests {
         let mut graph = sample();
         graph.add_weight(graph.weights[0].clone());
         let ty = TensorType::new(DType::F32, vec![Dim::symbol("B"), Dim::constant(0)]);
-        graph.add_weight(Weight { name: "v".to_owned(), ty });
+        graph.add_weight(Weight::new("v".to_owned(), ty));
         assert_eq!(
             errors(&graph),
             [
@@ -472,7 +479,7 @@ mod tests {
         let mut graph = sample();
         let ty = TensorType::new(DType::I8, vec![Dim::constant(4)]);
         graph.add_input(Input { name: "q".to_owned(), ty: ty.clone(), rate: Rate::Step, default: None });
-        let weight = graph.add_weight(Weight { name: "r".to_owned(), ty });
+        let weight = graph.add_weight(Weight::new("r".to_owned(), ty));
         graph.outputs.push(Output { name: "r".to_owned(), value: weight });
         assert_eq!(
             errors(&graph),

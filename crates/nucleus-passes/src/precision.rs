@@ -1,8 +1,8 @@
 //! Precision: which values are held and multiplied in the compute dtype.
 //!
 //! With `bf16` or `f16`
-//! - every float weight is *stored* in the compute dtype;
-//! - products (`matmul`, `grouped_matmul`, `attention`) take their operands in it and accumulate in `f32`, as their type rules say;
+//! - every float weight that never changes is *stored* in the compute dtype; one under training stays `f32` and is cast where a product takes it;
+//! - products (`matmul`, `grouped_matmul`, `attention` and its gradients) take their operands in it and accumulate in `f32`, as their type rules say;
 //! - everything else, that is, norms, softmax, tables of angles, gates, residuals, computes in `f32`: a weight that is not a product's
 //!   operand is cast up where it is used;
 //! - products that decide routing (those on the way to `expert_choice`) run in `f32` on weights cast up: they are small, and a
@@ -14,7 +14,7 @@
 //! There is one cast per value and dtype.
 
 use nucleus_ir::graph::{NodeData, Value, ValueDef};
-use nucleus_ir::{DType, Graph, Op};
+use nucleus_ir::{DType, Graph, Op, Rate};
 
 use crate::error::PassError;
 use crate::rewrite::{Rebuild, eliminate_dead_code};
@@ -45,21 +45,27 @@ pub fn precision(graph: &Graph, compute: DType) -> Result<Graph, PassError> {
 fn lower(graph: &Graph, compute: DType) -> Result<Graph, PassError> {
     let demand = Demand::new(graph);
     let mut rebuild = Rebuild::with_weights(PASS, graph, |weight| {
-        if weight.ty.dtype.is_float() { weight.ty.with_dtype(compute) } else { weight.ty.clone() }
+        let narrows = weight.ty.dtype.is_float() && weight.rate == Rate::Model;
+        if narrows { weight.ty.with_dtype(compute) } else { weight.ty.clone() }
     });
     // The narrow form of every value that a product wants narrow.
     let mut narrow: Vec<Option<Value>> = vec![None; graph.value_count()];
     for (value, data) in graph.values() {
         let stored = match data.def {
-            ValueDef::Weight(_) => rebuild.value(value)?,
-            ValueDef::Input(_) if demand.narrow[value.index()] => {
-                let input = rebuild.value(value)?;
-                rebuild.add(Op::Cast { to: compute }, &[input], &None)?
+            ValueDef::Weight(position) if graph.weights[position].rate == Rate::Model => {
+                rebuild.value(value)?
             }
-            ValueDef::Input(_) | ValueDef::Result { .. } => continue,
+            ValueDef::Input(_) | ValueDef::Weight(_) if demand.narrow[value.index()] => {
+                let wide = rebuild.value(value)?;
+                rebuild.add(Op::Cast { to: compute }, &[wide], &None)?
+            }
+            ValueDef::Input(_) | ValueDef::Weight(_) | ValueDef::Result { .. } => continue,
         };
         narrow[value.index()] = Some(stored);
-        if matches!(data.def, ValueDef::Weight(_)) && rebuild.graph().ty(stored).dtype != data.ty.dtype {
+        if let ValueDef::Weight(position) = data.def
+            && graph.weights[position].rate == Rate::Model
+            && rebuild.graph().ty(stored).dtype != data.ty.dtype
+        {
             let wide = rebuild.add(Op::Cast { to: data.ty.dtype }, &[stored], &None)?;
             rebuild.set(value, wide);
         }
@@ -109,6 +115,14 @@ fn product_operands(
     node.operands.iter().map(operand).collect()
 }
 
+/// True for ops whose factors are multiplied in the compute dtype.
+fn is_product(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Matmul { .. } | Op::GroupedMatmul { .. } | Op::Attention { .. } | Op::AttentionGrad { .. }
+    )
+}
+
 /// True for ops that only move data, so that a cast of the result is a cast of the operands.
 fn moves_cast(graph: &Graph, stored: &[bool], node: &NodeData) -> bool {
     match node.op {
@@ -127,7 +141,7 @@ pub(crate) fn routing(graph: &Graph) -> Vec<bool> {
     for (node, data) in graph.nodes().rev() {
         let routes = data.results.iter().any(|result| values[result.index()]);
         nodes[node.index()] = routes;
-        let product = matches!(data.op, Op::Matmul { .. } | Op::GroupedMatmul { .. } | Op::Attention { .. });
+        let product = is_product(&data.op);
         if !product && (routes || matches!(data.op, Op::ExpertChoice { .. })) {
             for operand in &data.operands {
                 values[operand.index()] = true;
@@ -151,7 +165,9 @@ impl Demand {
     fn new(graph: &Graph) -> Demand {
         let mut stored = vec![false; graph.value_count()];
         for (value, data) in graph.values() {
-            stored[value.index()] = matches!(data.def, ValueDef::Weight(_)) && data.ty.dtype == DType::F32;
+            let constant = |position: usize| graph.weights[position].rate == Rate::Model;
+            stored[value.index()] = data.ty.dtype == DType::F32
+                && matches!(data.def, ValueDef::Weight(position) if constant(position));
         }
         for (_, data) in graph.nodes() {
             if let Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } = data.op {
@@ -164,8 +180,8 @@ impl Demand {
         let routing = routing(graph);
         for (node, data) in graph.nodes().rev() {
             let routes = routing[node.index()];
-            match data.op {
-                Op::Matmul { .. } | Op::GroupedMatmul { .. } | Op::Attention { .. } => {
+            match &data.op {
+                op if is_product(op) => {
                     product[node.index()] = !routes;
                     for operand in &data.operands {
                         narrow[operand.index()] |= !routes && graph.ty(*operand).dtype == DType::F32;

@@ -74,7 +74,7 @@ pub fn quantize(graph: &Graph, options: Option<&Quantize>) -> Result<Graph, Pass
         let mut shape = weight.ty.shape.clone();
         shape[axis] = Dim::constant(1);
         let ty = TensorType::new(DType::F32, shape);
-        scales[position] = Some(rebuild.add_weight(Weight { name: scale_name(&weight.name), ty }));
+        scales[position] = Some(rebuild.add_weight(Weight::new(scale_name(&weight.name), ty)));
     }
     for (_, data) in graph.nodes() {
         let quantised = right_factor(data).and_then(of_weight);

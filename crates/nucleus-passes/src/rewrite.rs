@@ -42,7 +42,7 @@ impl<'a> Rebuild<'a> {
         let weights: Vec<Value> = source
             .weights
             .iter()
-            .map(|weight| graph.add_weight(Weight { name: weight.name.clone(), ty: weight_type(weight) }))
+            .map(|weight| graph.add_weight(Weight { ty: weight_type(weight), ..weight.clone() }))
             .collect();
         let mut values = vec![None; source.value_count()];
         for (value, data) in source.values() {

@@ -20,14 +20,16 @@ pub fn stage(graph: &Graph) -> Result<Graph, PassError> {
     Ok(staged)
 }
 
-/// Sets the rate of every value: inputs have their own, weights are per model, a result has the largest rate of its node's
+/// Sets the rate of every value: inputs and weights have their own, a result has the largest rate of its node's
 /// operands, and at least `per prompt` if a run-time size occurs in the node's attributes or result types.
 pub fn assign_rates(graph: &mut Graph) {
     let mut rates = vec![Rate::Model; graph.value_count()];
     for (value, data) in graph.values() {
-        if let ValueDef::Input(index) = data.def {
-            rates[value.index()] = graph.inputs[index].rate;
-        }
+        rates[value.index()] = match data.def {
+            ValueDef::Input(index) => graph.inputs[index].rate,
+            ValueDef::Weight(index) => graph.weights[index].rate,
+            ValueDef::Result { .. } => continue,
+        };
     }
     for (_, data) in graph.nodes() {
         let floor = if depends_on_sizes(graph, data) { Rate::Prompt } else { Rate::Model };
@@ -93,6 +95,8 @@ fn is_free(op: &Op) -> bool {
         Op::Constant { .. }
             | Op::Size { .. }
             | Op::Iota { .. }
+            | Op::StopGradient
+            | Op::After
             | Op::Reshape { .. }
             | Op::Transpose { .. }
             | Op::Broadcast { .. }
@@ -114,10 +118,14 @@ pub fn node_flops(graph: &Graph, node: &NodeData) -> Result<Dim, DimError> {
         }
         Op::GroupedMatmul { .. } => result.elements()?.mul(&operand(0).shape[3])?.mul(&two),
         Op::Attention { .. } => result.elements()?.mul(&operand(1).shape[1])?.mul(&Dim::constant(4)),
+        // Scores and their gradient, and the gradients of q, k and v.
+        Op::AttentionGrad { .. } => operand(0).elements()?.mul(&operand(1).shape[1])?.mul(&Dim::constant(10)),
         Op::ReduceSum { .. } | Op::ReduceMax { .. } | Op::ExpertChoice { .. } => operand(0).elements(),
         Op::ScatterAdd => operand(2).elements(),
         Op::SegmentSum => operand(3).elements(),
-        Op::Cast { .. }
+        Op::StopGradient
+        | Op::After
+        | Op::Cast { .. }
         | Op::Constant { .. }
         | Op::Size { .. }
         | Op::Iota { .. }

@@ -178,6 +178,9 @@ impl Verifier<'_> {
             }
             let expected = match &buffer.place {
                 Place::Weight(name) => weights.get(name.as_str()).copied(),
+                Place::State(name) if weights.contains_key(name.as_str()) => {
+                    weights.get(name.as_str()).copied()
+                }
                 Place::Input(position) => plan.inputs.get(*position as usize).map(|input| &input.ty),
                 Place::Output(position) => {
                     if let Some(count) = outputs.get_mut(*position as usize) {

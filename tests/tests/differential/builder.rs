@@ -42,7 +42,7 @@ impl Builder {
         let constant = ty.shape.iter().all(|dim| dim.as_constant().is_some_and(|size| size > 0));
         let position = self.graph.inputs.len() + self.graph.weights.len();
         if self.leaves == Leaves::Weights && dtype.is_float() && constant {
-            return self.graph.add_weight(Weight { name: format!("layer.{position}.weight"), ty });
+            return self.graph.add_weight(Weight::new(format!("layer.{position}.weight"), ty));
         }
         let rate = if position.is_multiple_of(2) { Rate::Step } else { Rate::Prompt };
         self.graph.add_input(Input { name: format!("x{position}"), ty, rate, default: None })

@@ -1,7 +1,8 @@
 //! Items: `use`, `config`, `const`, `dim`, `require`, `fn`, `entry`.
 
 use crate::ast::{
-    ConfigKey, ConfigType, Entry, EntryInput, EntryOutput, Function, Item, Module, Param, Require, ResultType,
+    ConfigKey, ConfigType, Entry, EntryInput, EntryOutput, Function, Item, Module, Name, Param, Require,
+    ResultType,
 };
 use crate::diagnostics::Diagnostic;
 use crate::lexer::TokenKind;
@@ -207,12 +208,20 @@ impl Parser<'_> {
         let inputs = self.list(TokenKind::LeftParen, TokenKind::RightParen, Parser::entry_input)?;
         self.expect(TokenKind::Arrow)?;
         let outputs = self.list(TokenKind::LeftParen, TokenKind::RightParen, |parser| {
-            let name = parser.name("an output")?;
+            let name = parser.output_name()?;
             parser.expect(TokenKind::Colon)?;
             Ok(EntryOutput { name, ty: parser.tensor_pattern()? })
         })?;
         let body = self.block()?;
         Ok(Item::Entry(Entry { name, inputs, outputs, body }))
+    }
+
+    /// A name, or in quotes what is none: the weight whose gradient it is.
+    fn output_name(&mut self) -> Parsed<Name> {
+        if !self.at(TokenKind::String) {
+            return self.name("an output");
+        }
+        self.plain_string("the name of an output")
     }
 
     fn entry_input(&mut self) -> Parsed<EntryInput> {

@@ -125,7 +125,7 @@ impl Parser<'_> {
         Ok(Let { mutable, names, tuple, types, rate, value, scope })
     }
 
-    fn plain_string(&mut self, what: &str) -> Parsed<Spanned<String>> {
+    pub(super) fn plain_string(&mut self, what: &str) -> Parsed<Spanned<String>> {
         let token = self.token();
         if token.kind != TokenKind::String {
             return Err(self.expected(&format!("{what} in quotes")));

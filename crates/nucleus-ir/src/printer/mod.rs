@@ -11,6 +11,8 @@ use crate::ast::{
     ConfigKey, ConfigType, Entry, Function, Item, Module, Name, Param, ParamType, Require, ResultType,
     TensorPattern,
 };
+use crate::graph_printer::Quoted;
+use crate::lexer::is_name;
 use crate::types::Rate;
 
 use document::{Doc, group, list, render, spaced_list, text};
@@ -149,8 +151,11 @@ fn print_entry(entry: &Entry) -> Vec<Doc> {
         }
         docs
     });
-    let outputs =
-        entry.outputs.iter().map(|output| vec![text(format!("{}: ", output.name.node)), pattern(&output.ty)]);
+    let outputs = entry.outputs.iter().map(|output| {
+        let name = &output.name.node;
+        let name = if is_name(name) { name.clone() } else { Quoted(name).to_string() };
+        vec![text(format!("{name}: ")), pattern(&output.ty)]
+    });
     vec![
         text(format!("entry {}", entry.name.node)),
         list("(", inputs.collect(), ")"),

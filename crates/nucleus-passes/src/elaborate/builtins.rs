@@ -167,7 +167,7 @@ impl<'p> Evaluator<'p> {
         if self.weights.len() >= limits::WEIGHTS {
             return self.stop(format!("the graph has more than {} weights", limits::WEIGHTS), span);
         }
-        let value = self.graph.add_weight(Weight { name: name.clone(), ty });
+        let value = self.graph.add_weight(Weight::new(name.clone(), ty));
         self.weights.insert(name, value);
         Ok(Term::Tensor(value))
     }

@@ -155,6 +155,8 @@ impl<'p> Evaluator<'p> {
             for (value, rate) in inputs.into_iter().zip(entry.inputs.iter().map(|input| input.rate)) {
                 self.graph.set_rate(value, rate);
             }
+        } else {
+            self.graph.clear_rates();
         }
         Ok(())
     }

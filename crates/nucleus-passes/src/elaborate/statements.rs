@@ -3,7 +3,7 @@
 use nucleus_ir::ast::{BinaryOperator, Block, Expr, ExprKind, Let, Require, Statement};
 use nucleus_ir::diagnostics::Diagnostic;
 use nucleus_ir::source::Span;
-use nucleus_ir::{Constraint, Dim};
+use nucleus_ir::{Constraint, Dim, Rate, ValueDef};
 
 use super::evaluator::{Eval, Evaluator};
 use super::limits;
@@ -95,10 +95,15 @@ impl<'p> Evaluator<'p> {
             *term = self.check_tensor(ty, given, statement.value.span, &format!("`{}`", name.node), None)?;
         }
         if let Some(rate) = statement.rate {
-            self.rates_stated = true;
             for term in &terms {
-                if let Term::Tensor(value) = term {
-                    self.graph.set_rate(*value, rate);
+                let Term::Tensor(value) = term else { continue };
+                self.graph.set_rate(*value, rate);
+                match self.graph.def(*value) {
+                    // A weight under training has its rate in every stage.
+                    ValueDef::Weight(position) if rate != Rate::Model => {
+                        self.graph.weights[position].rate = rate
+                    }
+                    _ => self.rates_stated = true,
                 }
             }
         }

@@ -33,6 +33,7 @@ pub(crate) fn canonical(graph: &Graph) -> Result<Graph, PassError> {
                 let sum = rebuild.add(Op::SegmentSum, &[base, offsets, positions, updates], &data.scope)?;
                 rebuild.set(data.results[0], sum);
             }
+            Op::StopGradient => rebuild.set(data.results[0], operands[0]),
             op if op.scalar().is_some_and(|scalar| scalar.arity() == 1) => {
                 let path = movable(graph, &uses, &is_output, op, data.operands[0]);
                 let moved = lift(&mut rebuild, graph, (op, &data.scope), &path, data.operands[0])?;

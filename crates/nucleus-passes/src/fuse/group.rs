@@ -271,6 +271,9 @@ pub(crate) trait IsView {
 
 impl IsView for Op {
     fn is_view(&self) -> bool {
-        matches!(self, Op::Reshape { .. } | Op::Transpose { .. } | Op::Broadcast { .. } | Op::Slice { .. })
+        matches!(
+            self,
+            Op::Reshape { .. } | Op::Transpose { .. } | Op::Broadcast { .. } | Op::Slice { .. } | Op::After
+        )
     }
 }

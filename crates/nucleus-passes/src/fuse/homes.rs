@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use nucleus_ir::graph::{Value, ValueDef};
-use nucleus_ir::{DType, Dim, Op, TensorType};
+use nucleus_ir::{DType, Dim, Op, Rate, TensorType};
 use nucleus_plan::{Buffer, BufferId, Place, Plan};
 
 use super::affine::row_major;
@@ -49,7 +49,13 @@ pub(crate) fn homes(state: &State, plan: &mut Plan) -> Result<Vec<Option<Home>>,
         }
         let place = match (data.def, state.output[value.index()]) {
             (ValueDef::Input(position), _) => Place::Input(position as u32),
-            (ValueDef::Weight(position), _) => Place::Weight(graph.weights[position].name.clone()),
+            (ValueDef::Weight(position), _) => {
+                let weight = &graph.weights[position];
+                match weight.rate {
+                    Rate::Model => Place::Weight(weight.name.clone()),
+                    Rate::Prompt | Rate::Step => Place::State(weight.name.clone()),
+                }
+            }
             (_, Some(output)) => Place::Output(output as u32),
             _ => Place::Arena { rate: state.rate(value), offset: None },
         };

@@ -40,6 +40,14 @@ impl State {
             dependence: Dependence::new(count),
             graph,
         };
+        for (node, data) in state.graph.nodes() {
+            // An event is waited for, not read.
+            if let (Op::After, [x, event]) = (&data.op, &data.operands[..])
+                && x != event
+            {
+                state.uses[event.index()].retain(|user| *user != node);
+            }
+        }
         for (value, data) in state.graph.values() {
             state.stored[value.index()] = !matches!(data.def, ValueDef::Result { .. });
         }
@@ -95,6 +103,7 @@ impl State {
         let to = &self.graph.ty(view.results[0]).shape;
         Ok(match &view.op {
             Op::Reshape { .. } => reshape(map, to, from, extents)?,
+            Op::After => Some(map.to_vec()),
             Op::Transpose { permutation } => {
                 let mut operand = vec![Coord::zero(); from.len()];
                 for (axis, source) in permutation.iter().enumerate() {

@@ -92,6 +92,11 @@ pub const RULES: &[Rule] = &[
         apply: movement::identity,
     },
     Rule {
+        name: "open gradient",
+        about: "what stops a gradient is its operand: gradients were taken before, or nobody wants them",
+        apply: movement::open_gradient,
+    },
+    Rule {
         name: "compose",
         about: "reshape of reshape, transpose of transpose, broadcast of broadcast, slice of slice are one",
         apply: movement::compose,

@@ -25,6 +25,14 @@ pub(super) fn identity(rewriter: &mut Rewriter<'_>, site: &Site<'_>) -> Result<O
     Ok(same.then_some(x))
 }
 
+/// What stops a gradient → its operand: gradients were taken before, or nobody wants them.
+pub(super) fn open_gradient(
+    _rewriter: &mut Rewriter<'_>,
+    site: &Site<'_>,
+) -> Result<Option<Value>, PassError> {
+    Ok(matches!(site.op, Op::StopGradient).then(|| site.operands[0]))
+}
+
 /// Two views of the same kind → one. A broadcast does without a reshape that only adds or drops leading axes of size 1.
 pub(super) fn compose(rewriter: &mut Rewriter<'_>, site: &Site<'_>) -> Result<Option<Value>, PassError> {
     let [x] = *site.operands else { return Ok(None) };
