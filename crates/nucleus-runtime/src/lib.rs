@@ -10,6 +10,7 @@ pub mod model;
 pub mod quantize;
 pub mod random_weights;
 pub mod reference;
+pub mod routine;
 pub mod safetensors_file;
 pub mod safetensors_write;
 pub mod session;
@@ -23,6 +24,7 @@ pub use checkpoint::{Checkpoint, CheckpointError, Expected, Extras, WeightView, 
 pub use inputs::{InputError, InputSpec, Signature};
 pub use model::{Model, ModelError, ModelText};
 pub use random_weights::RandomWeights;
+pub use routine::{Arguments, Routine, RoutineError, TensorMut, TensorRef};
 pub use session::{MemoryUse, Prompt, Session, SessionError, SessionOptions};
 pub use sizes::SizeError;
 pub use tensor::{HostTensor, TensorError};
