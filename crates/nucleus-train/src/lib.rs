@@ -1,3 +1,7 @@
-//! Training: recipes, data, optimisers, schedules and checkpoints, on the runtime.
-//!
-//! The crate holds its place in the workspace: the training graph is not compiled yet.
+//! Training: recipes, data, optimisers' groups, schedules and the loop, on the runtime. `docs/training.md` is the manual.
+
+pub mod groups;
+pub mod random;
+pub mod recipe;
+pub mod schedule;
+pub mod timesteps;
