@@ -23,6 +23,7 @@ pub use artifact::{Artifact, ArtifactError, Compiled};
 pub use checkpoint::{Checkpoint, CheckpointError, Expected, Extras, WeightView, write_checkpoint};
 pub use inputs::{InputError, InputSpec, Signature};
 pub use model::{Model, ModelError, ModelText};
+pub use nucleus_cpu::threads::Threads;
 pub use random_weights::RandomWeights;
 pub use routine::{Arguments, Routine, RoutineError, TensorMut, TensorRef};
 pub use session::{MemoryUse, Prompt, Session, SessionError, SessionOptions};

@@ -64,7 +64,9 @@ pub enum RoutineError {
         name: String,
     },
     /// An argument of another type or size.
-    #[error("{what} `{name}` is {ty}, which is {wanted} bytes at these sizes; given are {given} bytes of {dtype}")]
+    #[error(
+        "{what} `{name}` is {ty}, which is {wanted} bytes at these sizes; given are {given} bytes of {dtype}"
+    )]
     Argument {
         /// An input, a weight or an output.
         what: &'static str,
@@ -436,8 +438,7 @@ impl Routine {
                 Some(copy) => copy.bytes_mut(),
                 None => &mut *given.bytes,
             };
-            let pointer =
-                BufferPointer { data: bytes.as_mut_ptr(), bytes: bytes.len(), dtype: given.dtype };
+            let pointer = BufferPointer { data: bytes.as_mut_ptr(), bytes: bytes.len(), dtype: given.dtype };
             self.table.set(nucleus_plan::BufferId(position as u32), pointer);
         }
         Ok(())
@@ -468,27 +469,28 @@ impl Routine {
                 _ => continue,
             };
             let next = || plan.outputs.iter().position(|output| output.name == name);
-            let pointer = match given {
-                Some(given) => {
-                    check((what, name), ty, bindings, given.dtype, given.bytes.len())?;
-                    let data = given.bytes.as_ptr().cast_mut();
-                    BufferPointer { data, bytes: given.bytes.len(), dtype: given.dtype }
-                }
-                // Its next value is an output, whose memory holds it until then.
-                None => match arguments.outputs.get_mut(name).filter(|_| {
-                    what == "input" && next().is_some_and(|output| self.next[output].is_some())
-                }) {
-                    Some(output) => BufferPointer {
-                        data: output.bytes.as_mut_ptr(),
-                        bytes: output.bytes.len(),
-                        dtype: output.dtype,
-                    },
-                    None => {
-                        let (name, ty) = (name.to_owned(), ty.clone());
-                        return Err(RoutineError::Missing { entry, what, name, ty });
+            let pointer =
+                match given {
+                    Some(given) => {
+                        check((what, name), ty, bindings, given.dtype, given.bytes.len())?;
+                        let data = given.bytes.as_ptr().cast_mut();
+                        BufferPointer { data, bytes: given.bytes.len(), dtype: given.dtype }
                     }
-                },
-            };
+                    // Its next value is an output, whose memory holds it until then.
+                    None => match arguments.outputs.get_mut(name).filter(|_| {
+                        what == "input" && next().is_some_and(|output| self.next[output].is_some())
+                    }) {
+                        Some(output) => BufferPointer {
+                            data: output.bytes.as_mut_ptr(),
+                            bytes: output.bytes.len(),
+                            dtype: output.dtype,
+                        },
+                        None => {
+                            let (name, ty) = (name.to_owned(), ty.clone());
+                            return Err(RoutineError::Missing { entry, what, name, ty });
+                        }
+                    },
+                };
             self.table.set(nucleus_plan::BufferId(position as u32), pointer);
         }
         Ok(())

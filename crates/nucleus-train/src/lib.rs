@@ -1,6 +1,8 @@
 //! Training: recipes, data, optimisers' groups, schedules and the loop, on the runtime. `docs/training.md` is the manual.
 
 pub mod groups;
+pub mod optimizers;
+pub mod parameters;
 pub mod random;
 pub mod recipe;
 pub mod schedule;
