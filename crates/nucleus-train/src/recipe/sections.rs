@@ -15,7 +15,7 @@ pub(super) const POSITIVE: (Bound<f64>, Bound<f64>) = (Bound::Excluded(0.0), Bou
 pub(super) const COUNT: std::ops::RangeInclusive<i64> = 1..=65_536;
 
 /// Steps: so many that no run reaches them, so few that sums of them do not overflow.
-pub(super) const STEPS: std::ops::RangeInclusive<i64> = 1..=1_000_000_000_000;
+pub(super) const STEPS: std::ops::RangeInclusive<i64> = 1..=1_000_000_000;
 
 pub(super) const MODEL_KEYS: &[&str] = &["ir", "checkpoint", "config", "seed", "dtype"];
 

@@ -194,8 +194,8 @@ fn unknown_keys_name_their_line_and_the_keys_that_exist() {
 #[test]
 fn values_out_of_range_and_of_other_types_are_refused_where_they_stand() {
     for (from, to, expected) in [
-        ("steps = 6", "steps = 0", "8:9: `steps` in [run] is 0; it must be 1 to 1000000000000"),
-        ("steps = 6", "steps = -1", "8:9: `steps` in [run] is -1; it must be 1 to 1000000000000"),
+        ("steps = 6", "steps = 0", "8:9: `steps` in [run] is 0; it must be 1 to 1000000000"),
+        ("steps = 6", "steps = -1", "8:9: `steps` in [run] is -1; it must be 1 to 1000000000"),
         ("steps = 6", "steps = 6.5", "8:9: `steps` in [run] must be an integer, here it is a number"),
         ("steps = 6", "steps = 99999999999999999999", "8:9: `steps` in [run] does not fit 64 bits"),
         ("steps = 6", "steps = \"6\"", "8:9: `steps` in [run] must be an integer, here it is a string"),
