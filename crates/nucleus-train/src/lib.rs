@@ -1,3 +1,3 @@
 //! Training: recipes, data, optimisers, schedules and checkpoints, on the runtime.
-//!
-//! The crate holds its place in the workspace: the training graph is not compiled yet.
+
+pub mod checkpoint;
