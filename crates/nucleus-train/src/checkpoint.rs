@@ -19,6 +19,7 @@ mod store;
 
 pub use error::CheckpointError;
 pub use folder::{latest, list};
+pub(crate) use folder::{remove_folder, sync_folder};
 pub use read::SavedCheckpoint;
 pub use state::RunState;
 pub use store::{Snapshot, Store, StoreOptions, Tensor};

@@ -1,3 +1,4 @@
 //! Training: recipes, data, optimisers, schedules and checkpoints, on the runtime.
 
 pub mod checkpoint;
+pub mod merge;

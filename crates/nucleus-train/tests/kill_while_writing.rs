@@ -3,6 +3,7 @@
 //! The program is its own writer: with `NUCLEUS_WRITER` set it writes checkpoints to that folder until somebody ends it.
 
 #[cfg(unix)]
+#[path = "checkpoints/support.rs"]
 mod support;
 
 #[cfg(unix)]
@@ -16,7 +17,7 @@ fn main() {}
 
 #[cfg(unix)]
 mod unix {
-    use std::io::{BufRead, BufReader};
+    use std::io::{BufRead, BufReader, Write};
     use std::path::Path;
     use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
     use std::time::Duration;
@@ -52,7 +53,8 @@ mod unix {
         let result = (|| {
             let mut store = Store::open(out, numbered_options(2))?;
             let first = list(out)?.last().map_or(0, |&(step, _)| step);
-            println!("ready");
+            // The parent waits for this line.
+            std::io::stdout().write_all(b"ready\n").and_then(|()| std::io::stdout().flush()).ok();
             for step in first + 1.. {
                 run.go_to(step);
                 run.write(&mut store)?;
@@ -63,7 +65,7 @@ mod unix {
         match result {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("{error}");
+                std::io::stderr().write_all(error.to_string().as_bytes()).ok();
                 ExitCode::FAILURE
             }
         }

@@ -121,7 +121,7 @@ pub(super) fn remove_checkpoint(out: &Path, step: u64) -> Result<(), CheckpointE
 }
 
 /// Removes a folder and what is in it, if it is there.
-pub(super) fn remove_folder(path: &Path) -> Result<(), CheckpointError> {
+pub(crate) fn remove_folder(path: &Path) -> Result<(), CheckpointError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(CheckpointError::io(path, "remove")(error)),
         _ => Ok(()),
@@ -129,7 +129,7 @@ pub(super) fn remove_folder(path: &Path) -> Result<(), CheckpointError> {
 }
 
 /// Brings the names in a folder to the disk.
-pub(super) fn sync_folder(path: &Path) -> Result<(), CheckpointError> {
+pub(crate) fn sync_folder(path: &Path) -> Result<(), CheckpointError> {
     // Other systems cannot open folders, and keep names in order by themselves.
     #[cfg(unix)]
     fs::File::open(path)

@@ -29,6 +29,16 @@ pub struct RunState {
     pub extra: Map<String, Value>,
 }
 
+impl RunState {
+    /// Reads a `trainer.json`.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not one that this version writes.
+    pub fn read(path: &Path) -> Result<RunState, CheckpointError> {
+        Ok(StateFile::read(path)?.state)
+    }
+}
+
 /// Digests of a checkpoint's parts, in hexadecimal.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Digests {

@@ -1,7 +1,5 @@
 //! Checkpoints as a run writes and reads them.
 
-mod support;
-
 use std::fs;
 use std::path::Path;
 
@@ -9,7 +7,7 @@ use nucleus_ir::DType;
 use nucleus_runtime::{Checkpoint, Expected};
 use nucleus_train::checkpoint::{CheckpointError, SavedCheckpoint, Store, StoreOptions, latest, list};
 
-use support::{Run, numbered_options};
+use crate::support::{Run, numbered_options};
 
 fn scratch() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary folder")
