@@ -1,14 +1,17 @@
-//! Training: recipes, data, optimisers' groups, schedules and the loop, on the runtime. `docs/training.md` is the manual.
+//! Training: recipes, data, optimisers, schedules, the loop and checkpoints, on the runtime. `docs/training.md` is the manual.
 
+pub mod checkpoint;
 pub mod curve;
 pub mod data;
 pub mod engine;
 pub mod groups;
+pub mod log;
+pub mod merge;
 pub mod optimizers;
 pub mod parameters;
-pub mod log;
 pub mod random;
 pub mod recipe;
+pub mod sampling;
 pub mod schedule;
 pub mod timesteps;
 pub mod trainer;

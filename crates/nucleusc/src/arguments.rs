@@ -17,6 +17,7 @@ use nucleus_ir::DType;
   nucleusc run ir-specs/nucleus_image.ir --weights checkpoint/transformer \\
       --inputs in.safetensors --output out.safetensors --dim H=64 --dim W=64
   nucleusc inspect nucleus-image.nuc
+  nucleusc merge out/run --last 16 -o merged
 
 `nucleusc COMMAND --help` explains a command."
 )]
@@ -75,6 +76,24 @@ Examples:
   nucleusc inspect checkpoint/transformer
   nucleusc inspect out.safetensors --json")]
     Inspect(InspectArguments),
+    /// Average checkpoints of a run, which stands for a decay of its learning rate
+    #[command(
+        after_help = "A run at a constant learning rate ends by averaging its last checkpoints. With `--weights inverse-sqrt` the i-th
+checkpoint, counted from the heaviest end, has the weight 1/√i before all are divided by their sum:
+
+  --heaviest newest   the newest has 1, the one before it 1/√2, …: the result stays close to the end of the run
+  --heaviest oldest   the oldest has 1, the next 1/√2, …: updates count as under a learning rate that falls as 1 − √(i/n)
+
+Checkpoints of a run are ordered by their steps, however they are listed; other folders are taken from the oldest to the
+newest, or the other way with --newest-first. All must have the same weights, in the same shapes and types. Sums are made in
+f64. The result is a diffusers folder in the inputs' types, with a note of what was averaged in merge.json.
+
+Examples:
+  nucleusc merge out/emoji -o merged --last 16              # the last 16 checkpoints of a run
+  nucleusc merge out/emoji/checkpoint-* -o merged --heaviest oldest
+  nucleusc merge older/transformer newer/transformer -o soup --weights uniform"
+    )]
+    Merge(MergeArguments),
 }
 
 /// Where config values come from.
@@ -275,6 +294,57 @@ pub struct InspectArguments {
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
+}
+
+/// How weights of checkpoints fall from the heaviest to the lightest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MergeWeights {
+    /// 1/√i
+    InverseSqrt,
+    /// All the same
+    Uniform,
+}
+
+/// The checkpoint that weighs most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HeaviestEnd {
+    /// The end of the run
+    Newest,
+    /// Its beginning
+    Oldest,
+}
+
+/// `nucleusc merge`.
+#[derive(Args, Debug)]
+pub struct MergeArguments {
+    /// Diffusers folders or checkpoints of a run; a run's folder stands for all its checkpoints
+    #[arg(value_name = "CKPT", required = true)]
+    pub checkpoints: Vec<PathBuf>,
+    /// The folder to write; it must not exist
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// How the weights fall
+    #[arg(long, value_name = "SERIES", default_value = "inverse-sqrt")]
+    pub weights: MergeWeights,
+    /// The end that weighs most
+    #[arg(long, value_name = "END", default_value = "newest")]
+    pub heaviest: HeaviestEnd,
+    /// The checkpoints are listed from the newest to the oldest
+    #[arg(long)]
+    pub newest_first: bool,
+    /// Average only the newest N
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub last: Option<usize>,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err(format!("`{text}` is not a number from 1")),
+        Ok(number) => Ok(number),
+    }
 }
 
 fn sizes(text: &str) -> Result<(String, Vec<i64>), String> {

@@ -1,4 +1,4 @@
-//! `nucleusc`: checks, compiles, runs and inspects models.
+//! `nucleusc`: checks, compiles, runs and inspects models, and merges checkpoints.
 //!
 //! *Architecture invariant:* this binary is thin. It reads arguments, calls the runtime and prints; whatever it can do, a program that
 //! embeds `nucleus-runtime` can do too. Results go to standard output, everything else to standard error; errors exit with 1.
@@ -8,6 +8,7 @@ mod bench;
 mod check;
 mod compile;
 mod inspect;
+mod merge;
 mod progress;
 mod report;
 mod run;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),
+        Command::Merge(arguments) => merge::merge_checkpoints(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
