@@ -1,6 +1,7 @@
 //! The passes from a verified graph to a Plan, one file per pass.
 
 pub mod allocate;
+pub mod differentiate;
 pub mod elaborate;
 pub mod epilogue;
 pub mod error;
@@ -17,5 +18,6 @@ pub mod schedule;
 pub mod simplify;
 pub mod stage;
 
+pub use differentiate::Gradients;
 pub use error::PassError;
 pub use pipeline::{CompileError, CompileOptions, Observer, PassTiming, compile_entry};

@@ -13,6 +13,7 @@ use nucleus_plan::Plan;
 use nucleus_plan::verify::verify_plan;
 
 use crate::allocate::allocate;
+use crate::differentiate::{Gradients, differentiate};
 use crate::elaborate::{Config, Program, elaborate};
 use crate::epilogue::epilogue;
 use crate::error::PassError;
@@ -56,6 +57,14 @@ pub const PASSES: &[Pass] = &[
         name: "elaborate",
         about: "evaluates the config, inlines functions, unrolls loops, names weights",
         kind: PassKind::Elaborate,
+    },
+    Pass {
+        name: "differentiate",
+        about: "if asked to, adds the gradients of a scalar output with respect to weights and inputs",
+        kind: PassKind::Graph(|graph, options| match &options.gradients {
+            Some(request) => differentiate(graph, request),
+            None => Ok(graph.clone()),
+        }),
     },
     Pass {
         name: "simplify",
@@ -124,6 +133,8 @@ pub fn pass(name: &str) -> Option<&'static Pass> {
 pub struct CompileOptions {
     /// The dtype in which weights are stored and products taken.
     pub dtype: DType,
+    /// Which gradients are added; `None` for inference.
+    pub gradients: Option<Gradients>,
     /// Which weights become 8-bit integers; `None` for none.
     pub quantize: Option<Quantize>,
     /// Verify between passes in release builds too.
@@ -131,9 +142,9 @@ pub struct CompileOptions {
 }
 
 impl Default for CompileOptions {
-    /// `f32`, nothing quantised, verified in debug builds only.
+    /// `f32`, no gradients, nothing quantised, verified in debug builds only.
     fn default() -> CompileOptions {
-        CompileOptions { dtype: DType::F32, quantize: None, verify: false }
+        CompileOptions { dtype: DType::F32, gradients: None, quantize: None, verify: false }
     }
 }
 
@@ -233,7 +244,8 @@ fn stage_names() -> String {
 ///
 /// # Errors
 ///
-/// See [`CompileError`]; a program that elaborates meets [`CompileError::Pass`] only at sizes beyond the limits of the dim algebra.
+/// See [`CompileError`]; a program that elaborates meets [`CompileError::Pass`] only at sizes beyond the limits of the dim algebra, and where
+/// the gradients asked for do not exist.
 pub fn compile_entry(
     program: &Program,
     config: &Config,
@@ -272,7 +284,8 @@ fn plan_of(form: Form) -> Result<Plan, PassError> {
 ///
 /// # Errors
 ///
-/// See [`CompileError`]; a program that elaborates meets [`CompileError::Pass`] only at sizes beyond the limits of the dim algebra.
+/// See [`CompileError`]; a program that elaborates meets [`CompileError::Pass`] only at sizes beyond the limits of the dim algebra, and where
+/// the gradients asked for do not exist.
 pub fn compile_to(
     program: &Program,
     config: &Config,

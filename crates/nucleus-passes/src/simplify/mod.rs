@@ -11,7 +11,7 @@ mod fold;
 mod hoist;
 mod matmul;
 mod movement;
-mod sizes;
+pub(crate) mod sizes;
 
 use std::sync::Arc;
 
@@ -30,9 +30,25 @@ const MAX_DEPTH: usize = 16;
 
 /// Simplifies a graph. Rates are set if they were set before.
 pub fn simplify(graph: &Graph) -> Result<Graph, PassError> {
+    rewrite(graph, Gradients::Taken)
+}
+
+/// The same for a graph that is still to be differentiated: what stops a gradient stays. No rule changes what the gradients are.
+pub(crate) fn simplify_before_gradients(graph: &Graph) -> Result<Graph, PassError> {
+    rewrite(graph, Gradients::Wanted)
+}
+
+/// Whether somebody will differentiate the graph.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Gradients {
+    Wanted,
+    Taken,
+}
+
+fn rewrite(graph: &Graph, gradients: Gradients) -> Result<Graph, PassError> {
     let mut current = eliminate_dead_code(PASS, graph)?;
     for _ in 0..MAX_ROUNDS {
-        let next = eliminate_dead_code(PASS, &round(&current)?)?;
+        let next = eliminate_dead_code(PASS, &round(&current, gradients)?)?;
         if next == current {
             break;
         }
@@ -44,8 +60,8 @@ pub fn simplify(graph: &Graph) -> Result<Graph, PassError> {
     Ok(current)
 }
 
-fn round(graph: &Graph) -> Result<Graph, PassError> {
-    let mut rewriter = Rewriter { rebuild: Rebuild::new(PASS, graph), depth: 0 };
+fn round(graph: &Graph, gradients: Gradients) -> Result<Graph, PassError> {
+    let mut rewriter = Rewriter { rebuild: Rebuild::new(PASS, graph), depth: 0, gradients };
     for (_, data) in graph.nodes() {
         let operands = rewriter.rebuild.operands(data)?;
         if let [result] = data.results[..] {
@@ -154,6 +170,7 @@ struct Site<'a> {
 struct Rewriter<'a> {
     rebuild: Rebuild<'a>,
     depth: usize,
+    gradients: Gradients,
 }
 
 impl Rewriter<'_> {

@@ -4,7 +4,7 @@ use nucleus_ir::graph::Value;
 use nucleus_ir::{Dim, Op};
 
 use super::sizes::at_most;
-use super::{Rewriter, Site};
+use super::{Gradients, Rewriter, Site};
 use crate::error::PassError;
 
 /// The most pieces of a concatenation that joining concatenations makes: where one is a piece of itself twice over, again and again,
@@ -27,10 +27,11 @@ pub(super) fn identity(rewriter: &mut Rewriter<'_>, site: &Site<'_>) -> Result<O
 
 /// What stops a gradient → its operand: gradients were taken before, or nobody wants them.
 pub(super) fn open_gradient(
-    _rewriter: &mut Rewriter<'_>,
+    rewriter: &mut Rewriter<'_>,
     site: &Site<'_>,
 ) -> Result<Option<Value>, PassError> {
-    Ok(matches!(site.op, Op::StopGradient).then(|| site.operands[0]))
+    let open = rewriter.gradients == Gradients::Taken && matches!(site.op, Op::StopGradient);
+    Ok(open.then(|| site.operands[0]))
 }
 
 /// Two views of the same kind → one. A broadcast does without a reshape that only adds or drops leading axes of size 1.

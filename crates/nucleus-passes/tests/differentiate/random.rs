@@ -1,0 +1,48 @@
+//! Random graphs of every op.
+
+use nucleus_ir::testing::random_graph;
+use nucleus_ir::{Bindings, DType, Float, Graph, Input, Op, Output, Rate, TensorType, Value};
+
+use crate::finite::{Seen, check, splitmix, with_inputs};
+
+/// Σ over the float outputs of Σ cotangent · output, put in front of the outputs.
+fn with_loss(mut graph: Graph) -> Graph {
+    let mut loss = graph.add(Op::Constant { value: Float(0.0), dtype: DType::F32 }, &[], None).unwrap();
+    for output in graph.outputs.clone() {
+        let ty = graph.ty(output.value).clone();
+        if !ty.dtype.is_float() {
+            continue;
+        }
+        let name = format!("cotangent.{}", output.name);
+        let ty = TensorType::new(DType::F32, ty.shape);
+        let count = ty.elements().unwrap();
+        let cotangent =
+            graph.add_input(Input { name, ty: ty.clone(), rate: Rate::Step, default: Some(Float(1.0)) });
+        let mut add = |op, operands: &[Value]| graph.add(op, operands, None).unwrap();
+        let wide = add(Op::Cast { to: DType::F32 }, &[output.value]);
+        let product = add(Op::Mul, &[wide, cotangent]);
+        let flat = add(Op::Reshape { shape: vec![count] }, &[product]);
+        let sum = add(Op::ReduceSum { axis: 0, keep: false }, &[flat]);
+        loss = add(Op::Add, &[loss, sum]);
+    }
+    graph.outputs.insert(0, Output { name: "loss".to_owned(), value: loss });
+    graph
+}
+
+#[test]
+fn gradients_of_random_graphs() {
+    let mut total = Seen::default();
+    for seed in 0..400u64 {
+        let mut state = seed;
+        let length = 20 + (splitmix(&mut state) % 200) as usize;
+        let bytes: Vec<u8> = (0..length).map(|_| (splitmix(&mut state) >> 40) as u8).collect();
+        let sizes = ["B", "H", "W", "T"].map(|dim| (dim, 1 + (splitmix(&mut state) % 4) as i64));
+        let graph = with_loss(random_graph(&bytes));
+        let request = with_inputs(&["x", "text", "time"]);
+        let (_, seen) = check(&graph, &request, &Bindings::from_iter(sizes), seed, 3);
+        total.compared += seen.compared;
+        total.nonzero += seen.nonzero;
+        total.kinks += seen.kinks;
+    }
+    assert!(total.nonzero > 1000 && total.kinks * 50 < total.compared, "{total:?}");
+}
