@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod curve;
 pub mod data;
 pub mod engine;
+pub mod graph_engine;
 pub mod groups;
 pub mod log;
 pub mod merge;

@@ -49,6 +49,17 @@ pub struct Bucket {
     pub range: Range<usize>,
 }
 
+/// A weight and the memory of its gradient.
+#[derive(Debug)]
+pub struct Slot<'a> {
+    /// The weight's name.
+    pub name: &'a str,
+    /// The weight.
+    pub weight: &'a [f32],
+    /// Its gradient.
+    pub gradient: &'a mut [f32],
+}
+
 /// Weights, gradients and state. See the [module documentation](self).
 #[derive(Debug)]
 pub struct Parameters {
@@ -158,6 +169,20 @@ impl Parameters {
         let mut list: Vec<&Parameter> = self.parameters.iter().collect();
         list.sort_by_key(|parameter| parameter.range.start);
         list
+    }
+
+    /// Every weight with the memory of its gradient, in the order of memory: here, or in `elsewhere`, which is as long as the gradients.
+    pub fn slots<'a>(&'a mut self, elsewhere: Option<&'a mut Vec<f32>>) -> Vec<Slot<'a>> {
+        let mut order: Vec<usize> = (0..self.parameters.len()).collect();
+        order.sort_by_key(|at| self.parameters[*at].range.start);
+        let Parameters { parameters, values, gradients, .. } = self;
+        let memory = elsewhere.unwrap_or(gradients);
+        let slices = split(memory, order.iter().map(|at| parameters[*at].range.len()));
+        let slot = |(at, gradient): (&usize, &'a mut [f32])| {
+            let parameter = &parameters[*at];
+            Slot { name: &parameter.info.name, weight: &values[parameter.range.clone()], gradient }
+        };
+        order.iter().zip(slices).map(slot).collect()
     }
 
     /// The first weight with a gradient that is not finite.

@@ -1,0 +1,115 @@
+//! A run from its recipe: model, engine, data and the folder it writes.
+
+use std::path::{Path, PathBuf};
+
+use nucleus_ir::DType;
+use nucleus_runtime::{Checkpoint, Model, ModelError, ModelText, config_json};
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use crate::checkpoint::CheckpointError;
+use crate::data::{Batches, DataError, ShardOptions, Shards, Source};
+use crate::graph_engine::{GraphEngine, GraphEngineError, LossOptions};
+use crate::random::Streams;
+use crate::recipe::{ComputeDType, DataKind, Recipe, Start};
+use crate::run_folder::RunFolder;
+use crate::start::{StartError, fresh, from_checkpoint};
+
+/// The model that a recipe without `ir` trains.
+const SHIPPED: (&str, &str) = ("nucleus_image.ir", include_str!("../../../ir-specs/nucleus_image.ir"));
+
+/// Why a run could not be put together.
+#[derive(Debug, Error)]
+pub enum AssembleError {
+    /// The model cannot be read or does not compile.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The checkpoint to start from cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] nucleus_runtime::CheckpointError),
+    /// The checkpoint to start from has no configuration.
+    #[error("`{}` has no config.json", .0.display())]
+    NoConfig(PathBuf),
+    /// `config.json` cannot be read.
+    #[error(transparent)]
+    Config(#[from] config_json::ConfigError),
+    /// The checkpoint to start from is of another model.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The engine cannot be made.
+    #[error(transparent)]
+    Engine(#[from] GraphEngineError),
+    /// The data cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The folder of the run cannot be opened.
+    #[error(transparent)]
+    Folder(#[from] CheckpointError),
+}
+
+/// The parts of a run.
+pub struct Assembled {
+    /// What computes.
+    pub engine: GraphEngine,
+    /// Where batches come from.
+    pub source: Box<dyn Source>,
+    /// The model's configuration.
+    pub config: Map<String, Value>,
+}
+
+/// Puts a run together, its weights as at its start.
+///
+/// # Errors
+/// A part of the recipe does not fit the others, or a file cannot be read.
+pub fn assemble(recipe: &Recipe) -> Result<Assembled, AssembleError> {
+    let mut model = model(recipe.model.ir.as_deref())?;
+    let (config_path, checkpoint) = match &recipe.model.start {
+        Start::Checkpoint(path) => {
+            let checkpoint = Checkpoint::open(path)?;
+            let config = checkpoint.config_path().map(Path::to_path_buf);
+            (config.ok_or_else(|| AssembleError::NoConfig(path.clone()))?, Some(checkpoint))
+        }
+        Start::Fresh { config, .. } => (config.clone(), None),
+    };
+    let config = config_json::read_config(&config_path)?;
+    model.apply_json(&config_path, &config)?;
+    let objective = &recipe.objective;
+    let options = LossOptions {
+        dtype: match recipe.model.dtype {
+            ComputeDType::F32 => DType::F32,
+            ComputeDType::Bf16 => DType::Bf16,
+        },
+        coefficients: vec![
+            ("z_loss".to_owned(), objective.z_loss),
+            ("wavelet".to_owned(), objective.wavelet),
+        ],
+        orthogonality: objective.orthogonality,
+    };
+    let mut engine = GraphEngine::new(model, &recipe.groups, options, recipe.run.threads)?;
+    match (&recipe.model.start, checkpoint) {
+        (Start::Fresh { seed, .. }, _) => fresh(engine.parameters_mut(), *seed),
+        (Start::Checkpoint(_), Some(checkpoint)) => from_checkpoint(engine.parameters_mut(), &checkpoint)?,
+        (Start::Checkpoint(_), None) => {}
+    }
+    let source = source(recipe, &engine)?;
+    Ok(Assembled { engine, source, config })
+}
+
+/// The folder of a run.
+///
+/// # Errors
+/// As [`RunFolder::open`].
+pub fn run_folder(recipe: &Recipe, config: Map<String, Value>) -> Result<RunFolder, AssembleError> {
+    Ok(RunFolder::open(&recipe.run.out, recipe.run.keep, config)?)
+}
+
+/// The model of that path, or the shipped one.
+fn model(path: Option<&Path>) -> Result<Model, ModelError> {
+    match path {
+        Some(path) => Model::open(path),
+        None => {
+            let main = (SHIPPED.0.to_owned(), SHIPPED.1.to_owned());
+            Model::from_text(&ModelText { main, modules: Vec::new() })
+        }
+    }
+}
