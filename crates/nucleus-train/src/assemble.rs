@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use nucleus_ir::DType;
+use nucleus_passes::elaborate::ConfigValue;
 use nucleus_runtime::{Checkpoint, Model, ModelError, ModelText, config_json};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::checkpoint::CheckpointError;
-use crate::data::{Batches, DataError, ShardOptions, Shards, Source};
+use crate::data::{Batches, DataError, Draws, ShardOptions, Shards, Source};
 use crate::graph_engine::{GraphEngine, GraphEngineError, LossOptions};
 use crate::random::Streams;
 use crate::recipe::{ComputeDType, DataKind, Recipe, Start};
@@ -42,6 +43,9 @@ pub enum AssembleError {
     /// The data cannot be read.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// Pictures cannot be cut into patches.
+    #[error("data of kind \"shards\" needs the key `patch_size` in the model's config.json")]
+    NoPatchSize,
     /// The folder of the run cannot be opened.
     #[error(transparent)]
     Folder(#[from] CheckpointError),
@@ -91,8 +95,32 @@ pub fn assemble(recipe: &Recipe) -> Result<Assembled, AssembleError> {
         (Start::Checkpoint(_), Some(checkpoint)) => from_checkpoint(engine.parameters_mut(), &checkpoint)?,
         (Start::Checkpoint(_), None) => {}
     }
-    let source = source(recipe, &engine)?;
+    let draws = Draws { streams: Streams::new(recipe.run.seed), timesteps: objective.timesteps };
+    let source = source(recipe, &engine, draws)?;
     Ok(Assembled { engine, source, config })
+}
+
+/// The batches of a run.
+fn source(recipe: &Recipe, engine: &GraphEngine, draws: Draws) -> Result<Box<dyn Source>, AssembleError> {
+    Ok(match recipe.data.kind {
+        DataKind::Batches => Box::new(Batches::open(&recipe.data.path, draws)?),
+        DataKind::Shards { text_dropout, flip } => {
+            let patch_size = patch_size(engine.model())?;
+            let options = ShardOptions { patch_size, text_dropout, flip };
+            Box::new(Shards::open(&recipe.data.path, options, draws)?)
+        }
+    })
+}
+
+/// The side of the model's patches.
+///
+/// # Errors
+/// The configuration does not give it.
+pub fn patch_size(model: &Model) -> Result<usize, AssembleError> {
+    match model.config().get("patch_size") {
+        Some(ConfigValue::Int(size)) if *size >= 1 => Ok(usize::try_from(*size).unwrap_or(1)),
+        _ => Err(AssembleError::NoPatchSize),
+    }
 }
 
 /// The folder of a run.

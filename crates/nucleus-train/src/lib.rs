@@ -1,5 +1,6 @@
 //! Training: recipes, data, optimisers, schedules, the loop and checkpoints, on the runtime. `docs/training.md` is the manual.
 
+pub mod assemble;
 pub mod checkpoint;
 pub mod curve;
 pub mod data;
@@ -12,7 +13,9 @@ pub mod optimizers;
 pub mod parameters;
 pub mod random;
 pub mod recipe;
+pub mod run_folder;
 pub mod sampling;
 pub mod schedule;
+pub mod start;
 pub mod timesteps;
 pub mod trainer;

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use nucleus_ir::DType;
+use nucleus_runtime::Expected;
 use serde_json::{Map, Value};
 
 use crate::checkpoint::{
@@ -57,10 +58,14 @@ impl Checkpoints for RunFolder {
         let saved = SavedCheckpoint::read(&path)?;
         {
             let state = engine.state();
-            let weights = state.weights.iter().map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice()));
+            let weights: Vec<Expected> = state
+                .weights
+                .iter()
+                .map(|tensor| Expected::new(tensor.name.clone(), tensor.shape.clone()))
+                .collect();
             let optimizer =
                 state.optimizer.iter().map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice()));
-            saved.check(weights, optimizer)?;
+            saved.check(&weights, optimizer)?;
         }
         let mut state = engine.state_mut();
         for tensor in &mut state.weights {

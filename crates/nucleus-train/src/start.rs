@@ -35,7 +35,7 @@ pub fn from_checkpoint(parameters: &mut Parameters, checkpoint: &Checkpoint) -> 
     let expected: Vec<Expected> = parameters
         .list()
         .iter()
-        .map(|parameter| Expected { name: parameter.info.name.clone(), shape: parameter.info.shape.clone() })
+        .map(|parameter| Expected::new(parameter.info.name.clone(), parameter.info.shape.clone()))
         .collect();
     checkpoint.check(&expected, Extras::Refuse)?;
     for parameter in parameters.list().to_vec() {

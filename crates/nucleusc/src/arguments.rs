@@ -70,6 +70,27 @@ Examples:
   nucleusc bench ir-specs/nucleus_image.ir --weights random --quantize int8 --dim B=1 --dim H=16 --dim W=16 --dim T=64"
     )]
     Bench(BenchArguments),
+    /// Compute the loss of a batch and its gradient with respect to every weight
+    #[command(
+        after_help = "The model has an entry `loss` whose first output is what is differentiated. Inputs are named as the entry's inputs; a tensor `grid`
+(two integers) gives the sizes H and W. The output holds `loss` [1] and the gradient of every weight under its checkpoint name.
+
+Examples:
+  nucleusc grad ir-specs/nucleus_image.ir --weights checkpoint/transformer \\
+      --inputs batch.safetensors --output grads.safetensors --dim H=16 --dim W=16"
+    )]
+    Grad(GradArguments),
+    /// Train a model by a recipe
+    #[command(
+        after_help = "`docs/training.md` describes recipes and what a run writes. A run that was stopped, or killed, goes on from its newest checkpoint when it is
+started again.
+
+Examples:
+  nucleusc train recipes/emoji.toml
+  nucleusc train recipe.toml --check            # reads recipe, model and data, and trains nothing
+  nucleusc train recipe.toml --bench 10 --json  # times steps, and writes nothing"
+    )]
+    Train(TrainArguments),
     /// Show what is in an artifact, a checkpoint or a file of tensors
     #[command(after_help = "Examples:
   nucleusc inspect model.nuc
@@ -252,6 +273,58 @@ pub struct RunArguments {
     #[arg(long, value_name = "BACKEND", default_value = "cpu")]
     pub backend: Backend,
     /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `nucleusc grad`.
+#[derive(Args, Debug)]
+pub struct GradArguments {
+    /// The model's text
+    #[arg(value_name = "MODEL.ir")]
+    pub model: PathBuf,
+    /// A diffusers folder or safetensors file, whose config.json is used unless --config is given
+    #[arg(long, value_name = "DIR")]
+    pub weights: PathBuf,
+    /// Where config values come from.
+    #[command(flatten)]
+    pub config: ConfigArguments,
+    /// The inputs, a safetensors file
+    #[arg(long, value_name = "batch.safetensors")]
+    pub inputs: PathBuf,
+    /// Where loss and gradients go, a safetensors file
+    #[arg(long, value_name = "grads.safetensors")]
+    pub output: PathBuf,
+    /// Run-time size; may be repeated
+    #[arg(long = "dim", value_name = "NAME=SIZE", value_parser = dim)]
+    pub dims: Vec<(String, i64)>,
+    /// Element type of products [default: f32]
+    #[arg(long, value_name = "TYPE")]
+    pub dtype: Option<ComputeType>,
+    /// Threads [default: the number of cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `nucleusc train`.
+#[derive(Args, Debug)]
+pub struct TrainArguments {
+    /// The recipe
+    #[arg(value_name = "RECIPE.toml")]
+    pub recipe: PathBuf,
+    /// Read everything and stop before the first step
+    #[arg(long, conflicts_with = "bench")]
+    pub check: bool,
+    /// Time that many steps, after one that warms up, and write nothing
+    #[arg(long, value_name = "N")]
+    pub bench: Option<usize>,
+    /// With --bench: print the time of every kind of kernel of the loss
+    #[arg(long, requires = "bench")]
+    pub profile: bool,
+    /// Print JSON instead of text: one object per step and one at the end
     #[arg(long)]
     pub json: bool,
 }

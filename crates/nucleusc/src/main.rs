@@ -7,12 +7,14 @@ mod arguments;
 mod bench;
 mod check;
 mod compile;
+mod grad;
 mod inspect;
 mod merge;
 mod progress;
 mod report;
 mod run;
 mod source;
+mod train;
 
 use std::process::ExitCode;
 
@@ -35,6 +37,8 @@ fn main() -> ExitCode {
         Command::Compile(arguments) => compile::compile(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
+        Command::Grad(arguments) => grad::grad(&arguments),
+        Command::Train(arguments) => train::train(&arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),
         Command::Merge(arguments) => merge::merge_checkpoints(&arguments),
     };
