@@ -2,4 +2,5 @@
 
 pub mod checkpoint;
 pub mod merge;
+pub mod pictures;
 pub mod sampling;
