@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(wrapped("red apple, fruit", 10, 3), ["red apple,", "fruit"]);
         assert_eq!(wrapped("internationalisation", 8, 3), ["internat", "ionalisa", "tion"]);
         assert_eq!(wrapped("one two three four five", 7, 2), ["one two", "three.."]);
-        assert_eq!(wrapped("", 7, 2), [String::new(); 0]);
+        assert!(wrapped("", 7, 2).is_empty());
         assert_eq!(wrapped("a b c", 0, 1), ["."]);
     }
 
