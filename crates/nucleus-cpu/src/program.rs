@@ -146,8 +146,7 @@ impl CpuProgram {
         let code = jit.finish()?;
         let indices = plan.kernels.iter().map(has_indices).collect();
         let mut program = CpuProgram {
-            threads: threads
-                .with_limit(usize::try_from(options.memory_limit).unwrap_or(usize::MAX)),
+            threads: threads.with_limit(usize::try_from(options.memory_limit).unwrap_or(usize::MAX)),
             kernels,
             indices,
             code,

@@ -13,7 +13,9 @@ use crate::scalar::{Access, ScalarFunction, Step};
 
 /// For every output the input that has its name and type, which is the one whose next value it is.
 pub fn next_values(plan: &Plan) -> Vec<Option<u32>> {
-    let input = |name: &str, ty: &TensorType| plan.inputs.iter().position(|input| input.name == name && input.ty == *ty);
+    let input = |name: &str, ty: &TensorType| {
+        plan.inputs.iter().position(|input| input.name == name && input.ty == *ty)
+    };
     plan.outputs.iter().map(|output| input(&output.name, &output.ty).map(|input| input as u32)).collect()
 }
 

@@ -1,5 +1,6 @@
 //! A run from its recipe: model, engine, data and the folder it writes.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use nucleus_ir::DType;
@@ -8,12 +9,11 @@ use nucleus_runtime::{Checkpoint, Model, ModelError, ModelText, config_json};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::{CheckpointError, RunCheckpoints, Store, StoreOptions};
 use crate::data::{Batches, DataError, Draws, ShardOptions, Shards, Source};
 use crate::graph_engine::{GraphEngine, GraphEngineError, LossOptions};
 use crate::random::Streams;
 use crate::recipe::{ComputeDType, DataKind, Recipe, Start};
-use crate::run_folder::RunFolder;
 use crate::start::{StartError, fresh, from_checkpoint};
 
 /// The model that a recipe without `ir` trains.
@@ -123,12 +123,25 @@ pub fn patch_size(model: &Model) -> Result<usize, AssembleError> {
     }
 }
 
-/// The folder of a run.
+/// The folder of a run and its checkpoints, cleared of what a killed process left there.
 ///
 /// # Errors
-/// As [`RunFolder::open`].
-pub fn run_folder(recipe: &Recipe, config: Map<String, Value>) -> Result<RunFolder, AssembleError> {
-    Ok(RunFolder::open(&recipe.run.out, recipe.run.keep, config)?)
+/// Another process trains there, or the file system refuses.
+pub fn checkpoints(recipe: &Recipe, config: Map<String, Value>) -> Result<RunCheckpoints, AssembleError> {
+    let keep = recipe.run.keep.and_then(NonZeroUsize::new);
+    let store = Store::open(&recipe.run.out, StoreOptions { keep, ..StoreOptions::default() })?;
+    let stages = recipe.stages.clone();
+    // A stage's capacity factors are part of the model from then on.
+    Ok(RunCheckpoints::new(store, move |step| {
+        let mut config = config.clone();
+        let layers = config.get("num_layers").and_then(Value::as_u64).unwrap_or(0) as usize;
+        if let Some(factor) = &stages.at(step).stage.capacity_factor
+            && let Ok(factors) = factor.per_layer(layers)
+        {
+            config.insert("capacity_factors".to_owned(), Value::from(factors));
+        }
+        config
+    }))
 }
 
 /// The model of that path, or the shipped one.

@@ -14,6 +14,7 @@ mod digest;
 mod error;
 mod folder;
 mod read;
+mod run;
 mod state;
 mod store;
 
@@ -21,8 +22,9 @@ pub use error::CheckpointError;
 pub use folder::{latest, list};
 pub(crate) use folder::{remove_folder, sync_folder};
 pub use read::SavedCheckpoint;
+pub use run::RunCheckpoints;
 pub use state::RunState;
-pub use store::{Snapshot, Store, StoreOptions, Tensor};
+pub use store::{Snapshot, Store, StoreOptions};
 
 /// The subfolder with the weights, as in a diffusers pipeline.
 pub const TRANSFORMER: &str = "transformer";

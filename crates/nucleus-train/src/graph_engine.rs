@@ -60,7 +60,9 @@ pub enum GraphEngineError {
         source: TensorError,
     },
     /// An output that is neither a scalar nor a gradient.
-    #[error("output `{name}` of entry `loss` is {ty}: its outputs are scalars, the loss first and then its parts")]
+    #[error(
+        "output `{name}` of entry `loss` is {ty}: its outputs are scalars, the loss first and then its parts"
+    )]
     Output {
         /// Its name.
         name: String,
@@ -126,7 +128,8 @@ impl GraphEngine {
         options: LossOptions,
         threads: Option<usize>,
     ) -> Result<GraphEngine, GraphEngineError> {
-        let threads = Threads::new(threads.unwrap_or(0)).map_err(|source| RoutineError::Compile(source.into()))?;
+        let threads =
+            Threads::new(threads.unwrap_or(0)).map_err(|source| RoutineError::Compile(source.into()))?;
         let plan = loss_plan(&model, options.dtype)?;
         let weights = weight_infos(&plan)?;
         let assignment = assign(groups, &weights)?;
@@ -292,7 +295,12 @@ impl Engine for GraphEngine {
             Some(factor) => {
                 let layers = match self.model.config().get("num_layers") {
                     Some(ConfigValue::Int(layers)) => usize::try_from(*layers).unwrap_or(0),
-                    _ => return Err(GraphEngineError::Capacity("`capacity_factor` needs a model with the config key num_layers".to_owned()).into()),
+                    _ => {
+                        return Err(GraphEngineError::Capacity(
+                            "`capacity_factor` needs a model with the config key num_layers".to_owned(),
+                        )
+                        .into());
+                    }
                 };
                 Some(factor.per_layer(layers).map_err(GraphEngineError::Capacity)?)
             }
@@ -337,7 +345,11 @@ impl Engine for GraphEngine {
         let mut state = State::default();
         for parameter in parameters.list() {
             let (name, shape) = (parameter.info.name.clone(), parameter.info.shape.clone());
-            state.weights.push(StateTensor { name, shape, values: &parameters.values[parameter.range.clone()] });
+            state.weights.push(StateTensor {
+                name,
+                shape,
+                values: &parameters.values[parameter.range.clone()],
+            });
         }
         for (name, parameter, second) in state_names(parameters, &self.groups) {
             let memory = if second { &parameters.second } else { &parameters.first };
@@ -362,7 +374,11 @@ impl Engine for GraphEngine {
         for (name, parameter, of_second) in names {
             let memory = if of_second { &mut second } else { &mut first };
             let shape = list[parameter].info.shape.clone();
-            state.optimizer.extend(memory[parameter].take().map(|values| StateTensor { name, shape, values }));
+            state.optimizer.extend(memory[parameter].take().map(|values| StateTensor {
+                name,
+                shape,
+                values,
+            }));
         }
         state
     }
@@ -385,7 +401,10 @@ fn state_names(parameters: &Parameters, groups: &[Group]) -> Vec<(String, usize,
 }
 
 /// The part of a piece of memory that belongs to each weight; `None` where the memory ends before it.
-fn by_parameter<'a>(list: &[crate::parameters::Parameter], memory: &'a mut [f32]) -> Vec<Option<&'a mut [f32]>> {
+fn by_parameter<'a>(
+    list: &[crate::parameters::Parameter],
+    memory: &'a mut [f32],
+) -> Vec<Option<&'a mut [f32]>> {
     let mut order: Vec<usize> = (0..list.len()).filter(|at| list[*at].range.end <= memory.len()).collect();
     order.sort_by_key(|at| list[*at].range.start);
     let slices = split(memory, order.iter().map(|at| list[*at].range.len()));

@@ -1,4 +1,4 @@
-//! Training: recipes, data, optimisers, schedules, the loop and checkpoints, on the runtime. `docs/training.md` is the manual.
+//! Training: recipes, data, optimisers, schedules, the loop, checkpoints and pictures, on the runtime. `docs/training.md` is the manual.
 
 pub mod assemble;
 pub mod checkpoint;
@@ -11,9 +11,9 @@ pub mod log;
 pub mod merge;
 pub mod optimizers;
 pub mod parameters;
+pub mod pictures;
 pub mod random;
 pub mod recipe;
-pub mod run_folder;
 pub mod sampling;
 pub mod schedule;
 pub mod start;

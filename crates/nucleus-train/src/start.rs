@@ -87,7 +87,8 @@ pub fn fresh(parameters: &mut Parameters, seed: u64) {
         let hash = blake3::hash(name.as_bytes());
         let word = hash.as_bytes().first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
         let mut stream = streams.stream(Purpose::Weights, &[word]);
-        let kind = FRESH.iter().find(|(pattern, _)| matches(pattern, name)).map_or(Fresh::FanIn, |(_, kind)| *kind);
+        let kind =
+            FRESH.iter().find(|(pattern, _)| matches(pattern, name)).map_or(Fresh::FanIn, |(_, kind)| *kind);
         // [out, in], or [experts, in, out].
         let inputs = shape.get(1).copied().unwrap_or(1).max(1);
         let values = &mut parameters.values[parameter.range];
@@ -111,8 +112,10 @@ mod tests {
     use crate::groups::{AdamW, Group, Optimizer, WeightInfo, assign};
 
     fn parameters(names: &[(&str, &[usize])]) -> Parameters {
-        let weights: Vec<WeightInfo> =
-            names.iter().map(|(name, shape)| WeightInfo { name: (*name).to_owned(), shape: shape.to_vec() }).collect();
+        let weights: Vec<WeightInfo> = names
+            .iter()
+            .map(|(name, shape)| WeightInfo { name: (*name).to_owned(), shape: shape.to_vec() })
+            .collect();
         let groups = [Group {
             params: vec!["*".to_owned()],
             optimizer: Optimizer::AdamW(AdamW::default()),

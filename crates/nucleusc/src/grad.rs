@@ -26,11 +26,8 @@ pub fn grad(arguments: &GradArguments) -> anyhow::Result<()> {
     let batch = batch(arguments)?;
     let dtype = arguments.dtype.map_or(DType::F32, DType::from);
     // No step is taken: which optimiser has which weight does not matter.
-    let all = Group {
-        params: vec!["*".to_owned()],
-        optimizer: Optimizer::AdamW(AdamW::default()),
-        default: true,
-    };
+    let all =
+        Group { params: vec!["*".to_owned()], optimizer: Optimizer::AdamW(AdamW::default()), default: true };
     let options = LossOptions { dtype, coefficients: Vec::new(), orthogonality: 0.0 };
     let start = Instant::now();
     let mut engine = GraphEngine::new(model, &[all], options, arguments.threads)?;

@@ -17,6 +17,8 @@ use super::folder::{
     Aside, aside_path, checkpoint_path, latest, list, recover, remove_checkpoint, remove_folder, sync_folder,
 };
 use super::state::{Digests, RunState, StateFile};
+use crate::engine::{State, StateTensor};
+
 use super::{CONFIG, CheckpointError, MASTER, OPTIMIZER, TRAINER, TRANSFORMER};
 
 /// Elements that are converted at a time.
@@ -25,17 +27,6 @@ const PIECE: usize = 1 << 16;
 /// The largest shard: what diffusers and the hubs that serve its folders are used to.
 const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
-/// One tensor of a run, in its own memory.
-#[derive(Clone, Copy, Debug)]
-pub struct Tensor<'a> {
-    /// Its name: the weight's in the checkpoint, or one that the optimiser gave.
-    pub name: &'a str,
-    /// Its extents, outermost first.
-    pub shape: &'a [usize],
-    /// Its elements, row-major.
-    pub values: &'a [f32],
-}
-
 /// All that a checkpoint keeps of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Snapshot<'a> {
@@ -43,10 +34,8 @@ pub struct Snapshot<'a> {
     pub state: &'a RunState,
     /// The model's configuration, which becomes `config.json`.
     pub config: &'a Map<String, Value>,
-    /// The f32 weights.
-    pub weights: &'a [Tensor<'a>],
-    /// The optimisers' state. Names that begin with `master/` are the checkpoint's own.
-    pub optimizer: &'a [Tensor<'a>],
+    /// The f32 weights, and the optimisers' state, whose names must not begin with `master/`.
+    pub tensors: &'a State<'a>,
 }
 
 /// How checkpoints are written.
@@ -126,7 +115,7 @@ impl Store {
         if let Err(source) = written {
             // What failed is reported; what cannot be removed now goes when the folder is opened again.
             let _ = remove_folder(&partial);
-            let tensors = snapshot.weights.iter().chain(snapshot.optimizer);
+            let tensors = all(snapshot.tensors);
             return Err(CheckpointError::Write {
                 step,
                 bytes: tensors.map(|tensor| size_of_val(tensor.values) as u64).sum(),
@@ -157,7 +146,7 @@ impl Store {
         fs::create_dir(partial).map_err(CheckpointError::io(partial, "create folder"))?;
 
         let transformer = partial.join(TRANSFORMER);
-        let weights = Part::new(snapshot.weights, "", self.options.dtype);
+        let weights = Part::new(&snapshot.tensors.weights, "", self.options.dtype);
         let mut digest = Digest::default();
         write_checkpoint(
             &transformer,
@@ -168,9 +157,9 @@ impl Store {
         )?;
         let weights = digest.finish();
 
-        let mut state = Part::new(snapshot.optimizer, "", DType::F32);
+        let mut state = Part::new(&snapshot.tensors.optimizer, "", DType::F32);
         if self.options.dtype != DType::F32 {
-            state.extend(Part::new(snapshot.weights, MASTER, DType::F32));
+            state.extend(Part::new(&snapshot.tensors.weights, MASTER, DType::F32));
         }
         let mut digest = Digest::default();
         write_safetensors(&partial.join(OPTIMIZER), &state.specs, &BTreeMap::new(), &mut |spec, sink| {
@@ -217,26 +206,32 @@ impl Store {
     }
 }
 
+type Tensor<'a> = StateTensor<&'a [f32]>;
+
+fn all<'a>(state: &'a State<'a>) -> impl Iterator<Item = &'a Tensor<'a>> {
+    state.weights.iter().chain(&state.optimizer)
+}
+
 /// Refuses what could be written but not read back.
 fn check(snapshot: &Snapshot<'_>) -> Result<(), CheckpointError> {
-    for tensor in snapshot.weights.iter().chain(snapshot.optimizer) {
+    for tensor in all(snapshot.tensors) {
         let elements = tensor.shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent));
         if elements != Some(tensor.values.len()) {
             return Err(CheckpointError::Snapshot {
-                name: tensor.name.to_owned(),
+                name: tensor.name.clone(),
                 problem: format!("it has {} elements, its shape is {:?}", tensor.values.len(), tensor.shape),
             });
         }
         if let Some(index) = tensor.values.iter().position(|value| !value.is_finite()) {
             return Err(CheckpointError::Snapshot {
-                name: tensor.name.to_owned(),
+                name: tensor.name.clone(),
                 problem: format!("element {index} is {}", tensor.values[index]),
             });
         }
     }
-    match snapshot.optimizer.iter().find(|tensor| tensor.name.starts_with(MASTER)) {
+    match snapshot.tensors.optimizer.iter().find(|tensor| tensor.name.starts_with(MASTER)) {
         Some(tensor) => Err(CheckpointError::Snapshot {
-            name: tensor.name.to_owned(),
+            name: tensor.name.clone(),
             problem: format!("names of optimiser state must not begin with `{MASTER}`"),
         }),
         None => Ok(()),
@@ -253,7 +248,10 @@ impl<'a> Part<'a> {
     fn new(tensors: &[Tensor<'a>], prefix: &str, dtype: DType) -> Part<'a> {
         let name = |tensor: &Tensor<'_>| format!("{prefix}{}", tensor.name);
         Part {
-            specs: tensors.iter().map(|tensor| TensorSpec::new(name(tensor), dtype, tensor.shape)).collect(),
+            specs: tensors
+                .iter()
+                .map(|tensor| TensorSpec::new(name(tensor), dtype, tensor.shape.clone()))
+                .collect(),
             values: tensors.iter().map(|tensor| (name(tensor), tensor.values)).collect(),
         }
     }

@@ -196,6 +196,11 @@ fn state_is_updated_in_place() {
     ] {
         let routine = routine(text, entry, settings, &threads).unwrap();
         let shared = nucleus_plan::in_place(routine.plan());
-        assert!(shared.iter().all(Option::is_some), "{} {settings:?}: {shared:?}\n{}", text.0, routine.plan());
+        assert!(
+            shared.iter().all(Option::is_some),
+            "{} {settings:?}: {shared:?}\n{}",
+            text.0,
+            routine.plan()
+        );
     }
 }

@@ -2,9 +2,8 @@
 
 use std::num::NonZeroUsize;
 
-use nucleus_train::checkpoint::{
-    CheckpointError, RunState, SavedCheckpoint, Snapshot, Store, StoreOptions, Tensor,
-};
+use nucleus_train::checkpoint::{CheckpointError, RunState, SavedCheckpoint, Snapshot, Store, StoreOptions};
+use nucleus_train::engine::{State, StateTensor};
 use serde_json::{Map, Value, json};
 
 pub struct Run {
@@ -51,8 +50,7 @@ impl Run {
         store.write(&Snapshot {
             state: &self.state,
             config: &self.config,
-            weights: &borrowed(&self.weights),
-            optimizer: &borrowed(&self.optimizer),
+            tensors: &State { weights: borrowed(&self.weights), optimizer: borrowed(&self.optimizer) },
         })
     }
 
@@ -73,8 +71,15 @@ impl Run {
     }
 }
 
-fn borrowed(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Vec<Tensor<'_>> {
-    tensors.iter().map(|(name, shape, values)| Tensor { name, shape, values }).collect()
+fn borrowed(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Vec<StateTensor<&[f32]>> {
+    tensors
+        .iter()
+        .map(|(name, shape, values)| StateTensor {
+            name: name.clone(),
+            shape: shape.clone(),
+            values: &values[..],
+        })
+        .collect()
 }
 
 fn bits(values: &[f32]) -> impl Iterator<Item = u32> {
