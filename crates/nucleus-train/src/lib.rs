@@ -5,6 +5,7 @@ pub mod curve;
 pub mod data;
 pub mod engine;
 pub mod groups;
+pub mod initial;
 pub mod log;
 pub mod merge;
 pub mod pictures;
