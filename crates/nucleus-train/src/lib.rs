@@ -7,6 +7,7 @@ pub mod data;
 pub mod engine;
 pub mod graph_engine;
 pub mod groups;
+pub mod initial;
 pub mod log;
 pub mod merge;
 pub mod optimizers;

@@ -25,6 +25,9 @@ use crate::checkpoint::{remove_folder, sync_folder};
 /// Elements that are averaged at a time: a buffer of f64 and one of f32 stay in the cache.
 const PIECE: usize = 1 << 14;
 
+/// Bytes of a tensor after which the pages that were read are given back. Tensors of experts are large, and checkpoints many.
+const RELEASED: usize = 1 << 24;
+
 /// How the coefficients fall from the heaviest checkpoint to the lightest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weighting {
@@ -268,8 +271,10 @@ impl Average<'_> {
             sink.write_all(out)?;
             self.done += range.len() as u64;
             (self.progress)(self.done, self.total);
+            if range.end == bytes || range.end % RELEASED == 0 {
+                self.opened.iter().for_each(|checkpoint| checkpoint.release(name));
+            }
         }
-        self.opened.iter().for_each(|checkpoint| checkpoint.release(name));
         Ok(())
     }
 

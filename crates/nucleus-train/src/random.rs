@@ -58,13 +58,21 @@ impl Streams {
 
     /// The generator for a purpose at a place, for example `[step, microbatch]`.
     pub fn stream(&self, purpose: Purpose, place: &[u64]) -> Stream {
+        let bytes: Vec<u8> = place.iter().flat_map(|number| number.to_le_bytes()).collect();
+        self.keyed(purpose, &bytes)
+    }
+
+    /// The generator for a purpose and a name, for example a weight's.
+    pub fn named(&self, purpose: Purpose, name: &str) -> Stream {
+        self.keyed(purpose, name.as_bytes())
+    }
+
+    fn keyed(&self, purpose: Purpose, place: &[u8]) -> Stream {
         let mut hasher = blake3::Hasher::new_derive_key("nucleus-train random streams 2026");
         hasher.update(&self.seed.to_le_bytes());
-        for number in place {
-            hasher.update(&number.to_le_bytes());
-        }
-        // Places have eight bytes a number, so the word behind them cannot be mistaken for one more number.
+        // The length of one part tells where the other begins.
         hasher.update(&(place.len() as u64).to_le_bytes());
+        hasher.update(place);
         hasher.update(purpose.word().as_bytes());
         Stream { generator: ChaCha8Rng::from_seed(*hasher.finalize().as_bytes()) }
     }

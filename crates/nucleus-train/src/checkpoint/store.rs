@@ -115,10 +115,9 @@ impl Store {
         if let Err(source) = written {
             // What failed is reported; what cannot be removed now goes when the folder is opened again.
             let _ = remove_folder(&partial);
-            let tensors = all(snapshot.tensors);
             return Err(CheckpointError::Write {
                 step,
-                bytes: tensors.map(|tensor| size_of_val(tensor.values) as u64).sum(),
+                bytes: bytes(snapshot.tensors, self.options.dtype),
                 out: self.out.clone(),
                 last: latest(&self.out).ok().flatten().map(|(_, path)| path),
                 source: Box::new(source),
@@ -210,6 +209,15 @@ type Tensor<'a> = StateTensor<&'a [f32]>;
 
 fn all<'a>(state: &'a State<'a>) -> impl Iterator<Item = &'a Tensor<'a>> {
     state.weights.iter().chain(&state.optimizer)
+}
+
+/// What the tensors take on the disk.
+fn bytes(state: &State<'_>, dtype: DType) -> u64 {
+    let elements =
+        |tensors: &[Tensor<'_>]| tensors.iter().map(|tensor| tensor.values.len() as u64).sum::<u64>();
+    let (weights, optimizer) = (elements(&state.weights), elements(&state.optimizer));
+    let rounded = if dtype == DType::F32 { 0 } else { weights * dtype.size() as u64 };
+    rounded + (weights + optimizer) * DType::F32.size() as u64
 }
 
 /// Refuses what could be written but not read back.

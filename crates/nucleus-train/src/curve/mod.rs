@@ -162,7 +162,7 @@ fn number(value: f64, spacing: f64) -> String {
     // Not −0.
     let value = if value.abs() < spacing * 1e-6 { 0.0 } else { value };
     let places = (-spacing.log10().floor()).max(0.0);
-    if places <= 7.0 && value.abs() < 1e9 {
+    if places <= 6.0 && value.abs() < 1e9 {
         return format!("{value:.*}", places as usize);
     }
     let digits = value.abs().max(spacing).log10().floor() - spacing.log10().floor();
@@ -237,7 +237,7 @@ mod tests {
         };
         assert_eq!(labels(0.0, 1000.0, 5), ["0", "200", "400", "600", "800", "1000"]);
         assert_eq!(labels(-0.011, 0.021, 6), ["-0.01", "0.00", "0.01", "0.02"]);
-        assert_eq!(labels(0.5, 0.500_000_15, 4), ["0.5000000", "0.5000001"]);
+        assert_eq!(labels(0.5, 0.500_000_12, 2), ["5.000000e-1", "5.000001e-1"]);
         assert_eq!(labels(0.0, 5e-10, 2), ["0e0", "5e-10"]);
         assert_eq!(labels(2e9, 2.2e9, 2), ["2.0e9", "2.1e9", "2.2e9"]);
         assert!(labels(1.0, 1.0, 4).is_empty());

@@ -68,6 +68,8 @@ pub enum Start {
         config: PathBuf,
         /// Seed of the weights.
         seed: u64,
+        /// Patterns of the weights that start at zero.
+        zero_init: Vec<String>,
     },
 }
 

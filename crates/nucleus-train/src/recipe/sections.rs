@@ -17,24 +17,35 @@ pub(super) const COUNT: std::ops::RangeInclusive<i64> = 1..=65_536;
 /// Steps: so many that no run reaches them, so few that sums of them do not overflow.
 pub(super) const STEPS: std::ops::RangeInclusive<i64> = 1..=1_000_000_000;
 
-pub(super) const MODEL_KEYS: &[&str] = &["ir", "checkpoint", "config", "seed", "dtype"];
+pub(super) const MODEL_KEYS: &[&str] = &["ir", "checkpoint", "config", "seed", "zero_init", "dtype"];
+
+/// Every block starts as the identity, and the model by predicting no velocity (adaLN-zero, arXiv 2212.09748).
+const ZERO_WEIGHTS: [&str; 3] = ["*.img_mod.1.weight", "norm_out.linear.weight", "proj_out.weight"];
 
 pub(super) fn model(table: &Table<'_>) -> Result<ModelRecipe, RecipeError> {
     let ir = table.get("ir").map(|value| value.path()).transpose()?;
     let checkpoint = table.get("checkpoint");
     let config = table.get("config");
-    let seed = table.get("seed");
+    let (seed, zero_init) = (table.get("seed"), table.get("zero_init"));
     let start = match (checkpoint, config) {
         (Some(checkpoint), None) => {
-            if let Some(seed) = seed {
-                return Err(
-                    seed.error("`seed` in [model] is of random weights, but `checkpoint` gives the weights")
-                );
+            for (key, value) in [("seed", seed), ("zero_init", zero_init)] {
+                if let Some(value) = value {
+                    let message = format!(
+                        "`{key}` in [model] is of random weights, but `checkpoint` gives the weights"
+                    );
+                    return Err(value.error(message));
+                }
             }
             Start::Checkpoint(checkpoint.path()?)
         }
         (None, Some(config)) => {
-            Start::Fresh { config: config.path()?, seed: seed.map_or(Ok(0), |seed| seed.integer(0..))? }
+            let usual = || ZERO_WEIGHTS.iter().map(|pattern| (*pattern).to_owned()).collect();
+            Start::Fresh {
+                config: config.path()?,
+                seed: seed.map_or(Ok(0), |seed| seed.integer(0..))?,
+                zero_init: zero_init.map_or_else(|| Ok(usual()), |patterns| patterns.strings())?,
+            }
         }
         (Some(_), Some(config)) => {
             return Err(

@@ -3,49 +3,13 @@ use std::path::Path;
 use super::*;
 use crate::groups::{AdamW, AdjustLr, Halves, Muon, Optimizer, WeightInfo, assign};
 
-const LEAST: &str = r#"
-[model]
-checkpoint = "model/transformer"
-[data]
-kind = "batches"
-path = "batches"
-[run]
-steps = 6
-out = "out"
-"#;
-
-fn parse(text: &str) -> Result<Recipe, RecipeError> {
-    Recipe::parse(Path::new("dir/recipe.toml"), text)
-}
-
-/// The message without the path, for a recipe that is wrong.
-fn message(text: &str) -> String {
-    let text = parse(text).unwrap_err().to_string();
-    text.strip_prefix("dir/recipe.toml:").unwrap_or(&text).to_owned()
-}
-
-#[test]
-fn a_short_recipe_has_all_defaults() {
-    let recipe = parse(LEAST).unwrap();
-    assert_eq!(recipe.model.start, Start::Checkpoint(PathBuf::from("dir/model/transformer")));
-    assert_eq!((recipe.model.ir, recipe.model.dtype), (None, ComputeDType::F32));
-    assert_eq!(recipe.data, DataRecipe { kind: DataKind::Batches, path: PathBuf::from("dir/batches") });
-    assert_eq!((recipe.objective.z_loss, recipe.objective.wavelet), (5e-7, 0.0));
-    assert_eq!(recipe.objective.timesteps, TimestepSampling::default());
-    assert_eq!(recipe.schedule.warmup_steps, 1000);
-    assert_eq!(recipe.stages.steps(), 6);
-    assert_eq!(recipe.stages.at(1).stage.accumulate, 1);
-    assert_eq!((recipe.run.clip_grad_norm, recipe.run.keep, recipe.run.resume), (None, None, true));
-}
-
-#[test]
-fn every_key_is_read() {
-    let recipe = parse(
-        r#"
+/// A recipe with every key that goes together.
+const WHOLE: &str = r#"
 [model]
 ir = "/abs/model.ir"
 config = "config.json"
 seed = 3
+zero_init = ["proj_out.*"]
 dtype = "bf16"
 [data]
 kind = "shards"
@@ -111,11 +75,52 @@ caption = "dog"
 height = 32
 width = 64
 seed = 5
-"#,
-    )
-    .unwrap();
+"#;
+
+const LEAST: &str = r#"
+[model]
+checkpoint = "model/transformer"
+[data]
+kind = "batches"
+path = "batches"
+[run]
+steps = 6
+out = "out"
+"#;
+
+fn parse(text: &str) -> Result<Recipe, RecipeError> {
+    Recipe::parse(Path::new("dir/recipe.toml"), text)
+}
+
+/// The message without the path, for a recipe that is wrong.
+fn message(text: &str) -> String {
+    let text = parse(text).unwrap_err().to_string();
+    text.strip_prefix("dir/recipe.toml:").unwrap_or(&text).to_owned()
+}
+
+#[test]
+fn a_short_recipe_has_all_defaults() {
+    let recipe = parse(LEAST).unwrap();
+    assert_eq!(recipe.model.start, Start::Checkpoint(PathBuf::from("dir/model/transformer")));
+    assert_eq!((recipe.model.ir, recipe.model.dtype), (None, ComputeDType::F32));
+    assert_eq!(recipe.data, DataRecipe { kind: DataKind::Batches, path: PathBuf::from("dir/batches") });
+    assert_eq!((recipe.objective.z_loss, recipe.objective.wavelet), (5e-7, 0.0));
+    assert_eq!(recipe.objective.timesteps, TimestepSampling::default());
+    assert_eq!(recipe.schedule.warmup_steps, 1000);
+    assert_eq!(recipe.stages.steps(), 6);
+    assert_eq!(recipe.stages.at(1).stage.accumulate, 1);
+    assert_eq!((recipe.run.clip_grad_norm, recipe.run.keep, recipe.run.resume), (None, None, true));
+}
+
+#[test]
+fn every_key_is_read() {
+    let recipe = parse(WHOLE).unwrap();
     assert_eq!(recipe.model.ir.as_deref(), Some(Path::new("/abs/model.ir")));
-    assert_eq!(recipe.model.start, Start::Fresh { config: PathBuf::from("dir/config.json"), seed: 3 });
+    let zero_init = vec!["proj_out.*".to_owned()];
+    assert_eq!(
+        recipe.model.start,
+        Start::Fresh { config: PathBuf::from("dir/config.json"), seed: 3, zero_init }
+    );
     assert_eq!(recipe.data.kind, DataKind::Shards { text_dropout: 0.25, flip: true });
     assert_eq!(recipe.data.path, Path::new("dir/../data"));
     assert_eq!(
@@ -321,6 +326,18 @@ fn the_fingerprint_is_of_what_decides_the_weights() {
     assert_eq!(first, same.fingerprint());
     let other = parse(&LEAST.replace("steps = 6", "steps = 6\nseed = 1")).unwrap();
     assert_ne!(first, other.fingerprint());
+}
+
+#[test]
+fn recipes_changed_anywhere_do_not_panic() {
+    let mut right = 0;
+    for at in 0..WHOLE.len() {
+        for with in ["", "\"", "]", "é", "-", "9", "\n", "[[", "=", "{"] {
+            let text = format!("{}{with}{}", &WHOLE[..at], &WHOLE[at + 1..]);
+            right += usize::from(parse(&text).is_ok());
+        }
+    }
+    assert!(right > 0, "no change left a recipe");
 }
 
 #[test]
