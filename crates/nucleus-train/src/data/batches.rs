@@ -190,7 +190,7 @@ fn grid(path: &Path, grid: Option<&HostTensor>, image_tokens: usize) -> Result<(
 }
 
 /// Refuses NaN and infinity, which would spoil every weight.
-pub(super) fn check_finite(path: &Path, name: &str, values: &[f32]) -> Result<(), DataError> {
+fn check_finite(path: &Path, name: &str, values: &[f32]) -> Result<(), DataError> {
     match values.iter().position(|value| !value.is_finite()) {
         None => Ok(()),
         Some(index) => {

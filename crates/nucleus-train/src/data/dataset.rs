@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use nucleus_runtime::safetensors_file::{MappedFile, StoredDType};
 use serde::Deserialize;
@@ -21,12 +21,16 @@ const MAX_SIDE: usize = 65_536;
 
 /// `dataset.json`, as far as training needs it.
 #[derive(Debug, Deserialize)]
-struct Description {
+pub struct Description {
     version: u64,
-    kind: ItemKind,
-    channels: usize,
-    token_length: usize,
-    vocabulary: Vec<String>,
+    /// What the items are.
+    pub kind: Kind,
+    /// Channels of an item.
+    pub channels: usize,
+    /// Tokens of every text, padding included.
+    pub token_length: usize,
+    /// The words by token; 0 is padding, 1 the unknown word.
+    pub vocabulary: Vec<String>,
     buckets: Vec<BucketDescription>,
 }
 
@@ -47,41 +51,40 @@ struct ShardDescription {
 /// What the items of a data set are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum ItemKind {
+pub enum Kind {
     /// u8 [height, width, channels].
     Pixels,
     /// f32, f16 or bf16 [channels, height, width].
     Latents,
 }
 
-impl ItemKind {
+impl Kind {
     fn tensor(self) -> &'static str {
         match self {
-            ItemKind::Pixels => "pixels",
-            ItemKind::Latents => "latents",
+            Kind::Pixels => "pixels",
+            Kind::Latents => "latents",
         }
     }
 }
 
-/// A data set: shards are mapped, nothing is copied.
+/// A data set: shards are mapped, pictures are not copied.
 #[derive(Debug)]
 pub struct Dataset {
-    kind: ItemKind,
-    channels: usize,
-    token_length: usize,
-    vocabulary: Vec<String>,
+    path: PathBuf,
+    description: Description,
     buckets: Vec<Bucket>,
 }
 
 /// The items of one size.
 #[derive(Debug)]
 pub struct Bucket {
-    /// Rows, in pixels or latents.
-    pub height: usize,
-    /// Columns, in pixels or latents.
-    pub width: usize,
-    count: usize,
+    height: usize,
+    width: usize,
+    len: usize,
     shards: Vec<Shard>,
+    /// [len, token_length].
+    tokens: Vec<i32>,
+    token_length: usize,
 }
 
 #[derive(Debug)]
@@ -91,21 +94,18 @@ struct Shard {
     first: usize,
     count: usize,
     dtype: StoredDType,
-    picture: Range<usize>,
-    tokens: Range<usize>,
+    data: Range<usize>,
 }
 
-/// One item, in its shard.
+/// One item.
 #[derive(Clone, Copy, Debug)]
 pub struct Item<'a> {
-    /// The shard, for messages.
-    pub path: &'a Path,
-    /// Element type of `picture`: U8, F32, F16 or BF16.
+    /// Element type of `data`: U8, F32, F16 or BF16.
     pub dtype: StoredDType,
-    /// Little-endian elements, [height, width, channels] of pixels, [channels, height, width] of latents.
-    pub picture: &'a [u8],
-    /// Little-endian i32, one for each token; every one is in the vocabulary.
-    pub tokens: &'a [u8],
+    /// Little-endian elements, [height, width, channels] of pixels, [channels, height, width] of latents. Not aligned.
+    pub data: &'a [u8],
+    /// Its text; every token is in the vocabulary.
+    pub tokens: &'a [i32],
 }
 
 impl Dataset {
@@ -115,8 +115,8 @@ impl Dataset {
     /// The description or a shard is missing, broken, or not what the description says.
     pub fn open(folder: &Path) -> Result<Dataset, DataError> {
         let path = folder.join("dataset.json");
-        let description = read_description(&path)?;
-        let Description { version, kind, channels, token_length, vocabulary, buckets } = description;
+        let mut description = read_description(&path)?;
+        let Description { version, channels, token_length, .. } = description;
         let wrong = |problem: String| Err(DataError::folder(&path, problem));
         if version != 1 {
             return wrong(format!("the data set has version {version}, this program reads version 1"));
@@ -126,77 +126,66 @@ impl Dataset {
                 "`channels` is {channels} and `token_length` {token_length}; they must be 1 to 4096 and 1 to {MAX_TOKENS}"
             ));
         }
-        if vocabulary.len() < 2 {
+        if description.vocabulary.len() < 2 {
             return wrong(format!(
                 "`vocabulary` has {} words; it begins with the padding and the unknown word",
-                vocabulary.len()
+                description.vocabulary.len()
             ));
         }
-        let mut dataset = Dataset { kind, channels, token_length, vocabulary, buckets: Vec::new() };
-        for bucket in buckets {
-            let bucket = dataset.bucket(folder, &path, bucket)?;
+        let described = std::mem::take(&mut description.buckets);
+        let mut dataset = Dataset { path: folder.to_path_buf(), description, buckets: Vec::new() };
+        for bucket in described {
+            let bucket = dataset.bucket(&path, bucket)?;
             dataset.buckets.push(bucket);
         }
-        if dataset.buckets.iter().all(|bucket| bucket.count == 0) {
+        if dataset.buckets.iter().all(Bucket::is_empty) {
             return wrong("the data set has no items".to_owned());
         }
         Ok(dataset)
     }
 
-    fn bucket(
-        &self,
-        folder: &Path,
-        description: &Path,
-        bucket: BucketDescription,
-    ) -> Result<Bucket, DataError> {
+    fn bucket(&self, description: &Path, bucket: BucketDescription) -> Result<Bucket, DataError> {
         let BucketDescription { height, width, count, shards } = bucket;
         if !(1..=MAX_SIDE).contains(&height) || !(1..=MAX_SIDE).contains(&width) {
             let problem = format!("a bucket has items of {height} × {width}; sides are 1 to {MAX_SIDE}");
             return Err(DataError::folder(description, problem));
         }
-        let mut opened: Vec<Shard> = Vec::with_capacity(shards.len());
-        let mut first = 0usize;
+        let token_length = self.description.token_length;
+        let mut bucket =
+            Bucket { height, width, len: 0, shards: Vec::new(), tokens: Vec::new(), token_length };
         for shard in shards {
             let plain = Path::new(&shard.file).components().all(|part| matches!(part, Component::Normal(_)));
             if shard.file.is_empty() || !plain {
                 let problem = format!("shard {:?} is no path inside the data set", shard.file);
                 return Err(DataError::folder(description, problem));
             }
-            let file = MappedFile::open(&folder.join(&shard.file))?;
-            let shard = self.shard(file, first, shard.count, height, width)?;
-            // Counts are those of mapped tensors by now, which are too few to overflow.
-            first += shard.count;
-            opened.push(shard);
+            let file = MappedFile::open(&self.path.join(&shard.file))?;
+            self.add_shard(&mut bucket, file, shard.count)?;
         }
-        if first != count {
+        if bucket.len != count {
             let problem = format!(
-                "the bucket of {height} × {width} has `count` {count}, but its shards add up to {first}"
+                "the bucket of {height} × {width} has `count` {count}, but its shards add up to {}",
+                bucket.len
             );
             return Err(DataError::folder(description, problem));
         }
-        Ok(Bucket { height, width, count, shards: opened })
+        Ok(bucket)
     }
 
-    fn shard(
-        &self,
-        file: MappedFile,
-        first: usize,
-        count: usize,
-        height: usize,
-        width: usize,
-    ) -> Result<Shard, DataError> {
+    fn add_shard(&self, bucket: &mut Bucket, file: MappedFile, count: usize) -> Result<(), DataError> {
+        let Bucket { height, width, .. } = *bucket;
+        let Description { kind, channels, token_length, .. } = self.description;
         let find = |name: &str| {
             let entry = file.header().tensors.iter().find(|entry| entry.name == name);
             entry.ok_or_else(|| DataError::tensor(file.path(), name, "is missing"))
         };
-        let name = self.kind.tensor();
+        let name = kind.tensor();
         let picture = find(name)?;
-        let (wanted, dtypes): (_, &[StoredDType]) = match self.kind {
-            ItemKind::Pixels => ([count, height, width, self.channels], &[StoredDType::U8]),
-            ItemKind::Latents => (
-                [count, self.channels, height, width],
-                &[StoredDType::F32, StoredDType::F16, StoredDType::BF16],
-            ),
+        let (wanted, dtypes): (_, &[StoredDType]) = match kind {
+            Kind::Pixels => ([count, height, width, channels], &[StoredDType::U8]),
+            Kind::Latents => {
+                ([count, channels, height, width], &[StoredDType::F32, StoredDType::F16, StoredDType::BF16])
+            }
         };
         let wrong = |tensor, problem| Err(DataError::tensor(file.path(), tensor, problem));
         if !dtypes.contains(&picture.dtype) {
@@ -210,41 +199,39 @@ impl Dataset {
         if tokens.dtype != StoredDType::I32 {
             return wrong("tokens", format!("is stored as {}, it must be I32", tokens.dtype));
         }
-        let wanted = [count, self.token_length];
+        let wanted = [count, token_length];
         if tokens.shape != wanted {
             return wrong("tokens", format!("has shape {:?}, the data set says {wanted:?}", tokens.shape));
         }
-        for (index, token) in words(&file.bytes()[tokens.range.clone()]).enumerate() {
-            if !usize::try_from(token).is_ok_and(|token| token < self.vocabulary.len()) {
-                let (item, words) = (index / self.token_length, self.vocabulary.len());
+        let vocabulary = self.description.vocabulary.len();
+        let bytes = &file.bytes()[tokens.range.clone()];
+        bucket.tokens.reserve(bytes.len() / 4);
+        for (index, word) in bytes.as_chunks::<4>().0.iter().enumerate() {
+            let token = i32::from_le_bytes(*word);
+            if !usize::try_from(token).is_ok_and(|token| token < vocabulary) {
+                let item = index / token_length;
                 return wrong(
                     "tokens",
-                    format!("holds {token} in item {item}; the vocabulary has {words} words"),
+                    format!("holds {token} in item {item}; the vocabulary has {vocabulary} words"),
                 );
             }
+            bucket.tokens.push(token);
         }
-        let (dtype, picture, tokens) = (picture.dtype, picture.range.clone(), tokens.range.clone());
-        Ok(Shard { first, count, dtype, picture, tokens, file })
+        let (dtype, data) = (picture.dtype, picture.range.clone());
+        bucket.shards.push(Shard { first: bucket.len, count, dtype, data, file });
+        // Counts are those of mapped tensors by now, which are too few to overflow.
+        bucket.len += count;
+        Ok(())
     }
 
-    /// What the items are.
-    pub fn kind(&self) -> ItemKind {
-        self.kind
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// Channels of an item.
-    pub fn channels(&self) -> usize {
-        self.channels
-    }
-
-    /// Tokens of every text, padding included.
-    pub fn token_length(&self) -> usize {
-        self.token_length
-    }
-
-    /// The words by token; 0 is padding, 1 the unknown word.
-    pub fn vocabulary(&self) -> &[String] {
-        &self.vocabulary
+    /// What `dataset.json` says.
+    pub fn description(&self) -> &Description {
+        &self.description
     }
 
     /// The buckets, one for each size.
@@ -254,32 +241,43 @@ impl Dataset {
 }
 
 impl Bucket {
-    /// Number of items.
-    pub fn count(&self) -> usize {
-        self.count
+    /// Rows of an item, in pixels or latents.
+    pub fn height(&self) -> usize {
+        self.height
     }
 
-    /// An item by its number, or `None` behind the last.
-    pub fn item(&self, index: usize) -> Option<Item<'_>> {
+    /// Columns of an item, in pixels or latents.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Number of items.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no item.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// An item by its number.
+    ///
+    /// # Errors
+    /// It lies behind the last.
+    pub fn item(&self, index: usize) -> Result<Item<'_>, DataError> {
         let number = self.shards.partition_point(|shard| shard.first + shard.count <= index);
-        let shard = self.shards.get(number)?;
-        let part = |range: &Range<usize>| {
-            let size = range.len() / shard.count;
-            let start = range.start + (index - shard.first) * size;
-            &shard.file.bytes()[start..start + size]
+        let Some(shard) = self.shards.get(number) else {
+            return Err(DataError::Item { item: index, count: self.len });
         };
-        Some(Item {
-            path: shard.file.path(),
+        let size = shard.data.len() / shard.count;
+        let start = shard.data.start + (index - shard.first) * size;
+        Ok(Item {
             dtype: shard.dtype,
-            picture: part(&shard.picture),
-            tokens: part(&shard.tokens),
+            data: &shard.file.bytes()[start..start + size],
+            tokens: &self.tokens[index * self.token_length..(index + 1) * self.token_length],
         })
     }
-}
-
-/// Little-endian i32.
-pub(super) fn words(bytes: &[u8]) -> impl Iterator<Item = i32> {
-    bytes.as_chunks::<4>().0.iter().map(|word| i32::from_le_bytes(*word))
 }
 
 fn read_description(path: &Path) -> Result<Description, DataError> {

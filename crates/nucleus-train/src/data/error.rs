@@ -42,6 +42,14 @@ pub enum DataError {
     /// A tensor that cannot be read.
     #[error(transparent)]
     TensorFile(#[from] TensorFileError),
+    /// An item that does not exist was asked for.
+    #[error("there is no item {item}: the bucket has {count}")]
+    Item {
+        /// The item.
+        item: usize,
+        /// Items of the bucket.
+        count: usize,
+    },
     /// A batch that does not fit into memory.
     #[error("cannot make a batch: {0}")]
     Memory(#[from] TensorError),

@@ -13,11 +13,11 @@ use nucleus_ir::DType;
 use nucleus_runtime::{HostTensor, TensorError, TensorMap};
 
 use crate::random::{Purpose, Streams};
-use crate::recipe::{StageAt, Stages};
+use crate::recipe::{DataKind, Recipe, StageAt, Stages};
 use crate::timesteps::TimestepSampling;
 
 pub use batches::Batches;
-pub use dataset::{Bucket, Dataset, Item, ItemKind};
+pub use dataset::{Bucket, Dataset, Description, Item, Kind};
 pub use error::DataError;
 pub use patches::pack;
 pub use shards::{ShardOptions, Shards};
@@ -104,6 +104,23 @@ impl Draws {
         let mut stream = self.streams.stream(Purpose::Timestep, &[place.step, place.microbatch]);
         HostTensor::from_f32(&[items], &self.timesteps.sample(&mut stream, image_tokens, items))
     }
+}
+
+/// The batches that a recipe names, for a model with patches of `patch_size` × `patch_size`.
+///
+/// # Errors
+/// There is no data, it is broken, or it does not fit the recipe.
+pub fn open(recipe: &Recipe, patch_size: usize) -> Result<Box<dyn Source>, DataError> {
+    let draws = Draws { streams: Streams::new(recipe.run.seed), timesteps: recipe.objective.timesteps };
+    let path = &recipe.data.path;
+    let source: Box<dyn Source> = match recipe.data.kind {
+        DataKind::Batches => Box::new(Batches::open(path, draws)?),
+        DataKind::Shards { text_dropout, flip } => {
+            Box::new(Shards::open(path, ShardOptions { patch_size, text_dropout, flip }, draws)?)
+        }
+    };
+    source.check(&recipe.stages)?;
+    Ok(source)
 }
 
 /// The sizes that a grid of image tokens binds.

@@ -7,9 +7,9 @@ use nucleus_ir::DType;
 use nucleus_runtime::safetensors_file::StoredDType;
 use nucleus_runtime::{HostTensor, TensorMap};
 
-use super::batches::check_finite;
-use super::dataset::words;
-use super::{Batch, Bucket, DataError, Dataset, Draws, Item, ItemKind, Place, Source, grid_dims, pack};
+use super::{
+    Batch, Bucket, DataError, Dataset, Description, Draws, Item, Kind, Place, Source, grid_dims, pack,
+};
 use crate::random::Purpose;
 use crate::recipe::{Stage, Stages};
 
@@ -66,7 +66,7 @@ impl Shards {
     /// It is broken, or cannot be used with these options.
     pub fn open(folder: &Path, options: ShardOptions, draws: Draws) -> Result<Shards, DataError> {
         let dataset = Dataset::open(folder)?;
-        if options.flip && dataset.kind() == ItemKind::Latents {
+        if options.flip && dataset.description().kind == Kind::Latents {
             return Err(DataError::folder(
                 folder,
                 "`flip` mirrors pictures, but the data set holds latents: a mirrored latent is not that of the mirrored picture",
@@ -76,8 +76,8 @@ impl Shards {
             return Err(DataError::folder(folder, "the model's patch_size is 0"));
         }
         for bucket in dataset.buckets() {
-            if bucket.height % options.patch_size != 0 || bucket.width % options.patch_size != 0 {
-                let Bucket { height, width, .. } = bucket;
+            if bucket.height() % options.patch_size != 0 || bucket.width() % options.patch_size != 0 {
+                let (height, width) = (bucket.height(), bucket.width());
                 let patch = options.patch_size;
                 let problem = format!(
                     "items of {height} × {width} cannot be cut into patches of {patch} × {patch}, as the model's patch_size asks"
@@ -95,15 +95,15 @@ impl Shards {
 
     /// The buckets of a resolution, averaged down only where the data set has none of that size.
     fn choose(&self, resolution: Option<usize>) -> Result<Vec<Choice>, String> {
-        let buckets = self.dataset.buckets().iter().enumerate().filter(|(_, bucket)| bucket.count() > 0);
+        let buckets = self.dataset.buckets().iter().enumerate().filter(|(_, bucket)| !bucket.is_empty());
         let Some(resolution) = resolution else {
             return Ok(buckets.map(|(bucket, _)| Choice { bucket, reduction: 1 }).collect());
         };
         let fits = |bucket: &Bucket, reduction: usize| {
             let step = self.options.patch_size * reduction;
-            let size = ((bucket.height * bucket.width) as f64).sqrt() / reduction as f64;
-            bucket.height.is_multiple_of(step)
-                && bucket.width.is_multiple_of(step)
+            let size = ((bucket.height() * bucket.width()) as f64).sqrt() / reduction as f64;
+            bucket.height().is_multiple_of(step)
+                && bucket.width().is_multiple_of(step)
                 && (size - resolution as f64).abs() * 8.0 <= resolution as f64
         };
         let whole: Vec<Choice> = buckets
@@ -116,7 +116,7 @@ impl Shards {
         }
         let reduced: Vec<Choice> = buckets
             .clone()
-            .filter(|_| self.dataset.kind() == ItemKind::Pixels)
+            .filter(|_| self.dataset.description().kind == Kind::Pixels)
             .filter_map(|(number, bucket)| {
                 let reduction = (2..=MAX_REDUCTION).find(|reduction| fits(bucket, *reduction))?;
                 Some(Choice { bucket: number, reduction })
@@ -126,7 +126,7 @@ impl Shards {
             return Ok(reduced);
         }
         let sizes: Vec<String> =
-            buckets.map(|(_, bucket)| format!("{} × {}", bucket.height, bucket.width)).collect();
+            buckets.map(|(_, bucket)| format!("{} × {}", bucket.height(), bucket.width())).collect();
         Err(format!(
             "no bucket is of resolution {resolution}, or a multiple that can be averaged to it; there are {}",
             sizes.join(", ")
@@ -137,7 +137,7 @@ impl Shards {
     fn plan(&self, number: usize, stage: &Stage) -> Result<(Vec<Choice>, u64), DataError> {
         let failed = |problem| DataError::Stage { stage: number + 1, problem };
         let choices = self.choose(stage.resolution).map_err(failed)?;
-        let counts = || choices.iter().map(|choice| self.dataset.buckets()[choice.bucket].count());
+        let counts = || choices.iter().map(|choice| self.dataset.buckets()[choice.bucket].len());
         let batches: usize = counts().map(|count| count / stage.batch).sum();
         if batches == 0 {
             let largest = counts().max().unwrap_or(0);
@@ -153,7 +153,7 @@ impl Shards {
         let mut orders = Vec::with_capacity(choices.len());
         let mut batches = Vec::new();
         for (chosen, choice) in choices.iter().enumerate() {
-            let count = self.dataset.buckets()[choice.bucket].count();
+            let count = self.dataset.buckets()[choice.bucket].len();
             let mut order: Vec<usize> = (0..count).collect();
             let place = [stage as u64, number, choice.bucket as u64];
             self.draws.streams.stream(Purpose::Items, &place).shuffle(&mut order);
@@ -178,33 +178,35 @@ impl Source for Shards {
         let (chosen, start) = epoch.batches[(place.index_in_stage % per_epoch) as usize];
         let choice = epoch.choices[chosen];
         let bucket = &self.dataset.buckets()[choice.bucket];
-        let members = epoch.orders[chosen][start..start + items].iter().filter_map(|item| bucket.item(*item));
+        let members = &epoch.orders[chosen][start..start + items];
 
         let patch = self.options.patch_size;
-        let (height, width) = (bucket.height / choice.reduction, bucket.width / choice.reduction);
+        let (height, width) = (bucket.height() / choice.reduction, bucket.width() / choice.reduction);
         let (rows, columns) = (height / patch, width / patch);
-        let text = self.dataset.token_length();
-        let shape = [items, rows * columns, self.dataset.channels() * patch * patch];
+        let Description { kind, channels, token_length: text, .. } = *self.dataset.description();
+        let shape = [items, rows * columns, channels * patch * patch];
         let mut latents = HostTensor::zeros(DType::F32, &shape)?;
         let mut tokens = vec![0i32; items * text];
         let where_drawn = [place.step, place.microbatch];
         let mut flips = self.draws.streams.stream(Purpose::Flip, &where_drawn);
         let mut drops = self.draws.streams.stream(Purpose::TextDropout, &where_drawn);
         let each = latents.as_f32_mut()?.chunks_exact_mut(shape[1] * shape[2]);
-        for ((item, out), tokens) in members.zip(each).zip(tokens.chunks_exact_mut(text)) {
+        for ((number, out), tokens) in members.iter().zip(each).zip(tokens.chunks_exact_mut(text)) {
+            let item = bucket.item(*number)?;
             // Drawn whether or not they are used, so that one option does not change what another draws.
             let flip = flips.chance(0.5) && self.options.flip;
             let drop = drops.chance(self.options.text_dropout);
-            let size = [self.dataset.channels(), height, width];
-            match self.dataset.kind() {
-                ItemKind::Pixels => pack_pixels(&item, size, choice.reduction, flip, patch, out),
-                ItemKind::Latents => pack_latents(&item, size, patch, out),
+            let size = [channels, height, width];
+            match kind {
+                Kind::Pixels => pack_pixels(&item, size, choice.reduction, flip, patch, out),
+                Kind::Latents => pack_latents(&item, size, patch, out),
             }
-            check_finite(item.path, "latents", out)?;
+            if !out.iter().all(|value| value.is_finite()) {
+                let problem = format!("is not finite in item {number} of those of {height} × {width}");
+                return Err(DataError::tensor(self.dataset.path(), "latents", problem));
+            }
             if !drop {
-                for (token, word) in tokens.iter_mut().zip(words(item.tokens)) {
-                    *token = word;
-                }
+                tokens.copy_from_slice(item.tokens);
             }
         }
         let mask: Vec<bool> = tokens.iter().map(|token| *token != 0).collect();
@@ -230,7 +232,7 @@ fn pack_pixels(item: &Item<'_>, size: [usize; 3], k: usize, flip: bool, patch: u
         let mut sum = 0u32;
         for row in y * k..(y + 1) * k {
             for column in x * k..(x + 1) * k {
-                sum += u32::from(item.picture[(row * width * k + column) * channels + channel]);
+                sum += u32::from(item.data[(row * width * k + column) * channels + channel]);
             }
         }
         sum as f32 / (k * k) as f32 / 127.5 - 1.0
@@ -241,7 +243,7 @@ fn pack_pixels(item: &Item<'_>, size: [usize; 3], k: usize, flip: bool, patch: u
 /// Latents [channels, height, width] as tokens.
 fn pack_latents(item: &Item<'_>, size: [usize; 3], patch: usize, out: &mut [f32]) {
     let [_, height, width] = size;
-    let two = |index: usize| [item.picture[2 * index], item.picture[2 * index + 1]];
+    let two = |index: usize| [item.data[2 * index], item.data[2 * index + 1]];
     let value = |channel: usize, y: usize, x: usize| {
         let index = (channel * height + y) * width + x;
         match item.dtype {

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use nucleus_runtime::safetensors_file::StoredDType;
-use nucleus_train::data::{Batches, Place, Source};
+use nucleus_train::data::{Batches, Place, Source, open};
+use nucleus_train::recipe::Recipe;
 
-use crate::support::{Raw, batch, draws, f32_bytes, stages, tensor, write};
+use crate::support::{Raw, batch, draws, f32_bytes, pixel_set, stages, tensor, write};
 
 /// A batch of 2 items, 6 tokens of 4 channels on a grid of 2 × 3, 5 words of 3 numbers, all `value`.
 fn good(value: f32) -> Vec<Raw<'static>> {
@@ -153,6 +154,28 @@ fn broken_batches_name_file_and_tensor() {
     ] {
         assert_eq!(message(dir.path(), &tensors), expected);
     }
+}
+
+#[test]
+fn a_recipe_names_its_batches() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = |kind: &str| {
+        let text = format!(
+            "[model]\ncheckpoint = 'c'\n[data]\nkind = '{kind}'\npath = 'd'\n[run]\nsteps = 2\nseed = 7\nout = 'o'\n"
+        );
+        Recipe::parse(&dir.path().join("recipe.toml"), &text).unwrap()
+    };
+    write(&dir.path().join("d/a.safetensors"), &good(1.0));
+    let stages = stages(8, None);
+    let mut source = open(&recipe("batches"), 2).unwrap();
+    let mut same = Batches::open(&dir.path().join("d"), draws(7)).unwrap();
+    assert_eq!(batch(&mut *source, &stages, 2), batch(&mut same, &stages, 2));
+    pixel_set(&dir.path().join("d"), &[(4, 4, &[8])]);
+    let mut source = open(&recipe("shards"), 2).unwrap();
+    assert_eq!(batch(&mut *source, &stages, 1).image_tokens, 4);
+    pixel_set(&dir.path().join("d"), &[(4, 4, &[7])]);
+    let error = open(&recipe("shards"), 2).err().unwrap().to_string();
+    assert!(error.starts_with("stage 1 has no batch"), "{error}");
 }
 
 #[test]

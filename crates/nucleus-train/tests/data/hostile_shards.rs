@@ -100,7 +100,7 @@ fn descriptions_are_checked() {
         assert!(message(dir.path()).starts_with("`dataset.json`: "), "{text}");
     }
     fs::write(&path, good.to_string()).unwrap();
-    assert_eq!(Dataset::open(dir.path()).unwrap().buckets()[0].count(), 2);
+    assert_eq!(Dataset::open(dir.path()).unwrap().buckets()[0].len(), 2);
     fs::remove_file(&path).unwrap();
     assert_eq!(message(dir.path()), "cannot read `dataset.json`: No such file or directory (os error 2)");
 }
@@ -190,7 +190,7 @@ fn latents_must_be_finite_and_are_not_mirrored() {
     describe(dir.path(), "latents", 4, vec![json!({"height": 2, "width": 2, "count": 1, "shards": shards})]);
     let mut shards = Shards::open(dir.path(), PLAIN, draws(1)).unwrap();
     let error = shards.batch(&Place::of(&stages(1, None), 1, 0)).unwrap_err().to_string();
-    assert!(error.ends_with("shards/a.safetensors` is not finite: element 9 is NaN"), "{error}");
+    assert!(error.ends_with("` is not finite in item 0 of those of 2 × 2"), "{error}");
     let error = Shards::open(dir.path(), ShardOptions { flip: true, ..PLAIN }, draws(1)).unwrap_err();
     assert!(error.to_string().contains("`flip` mirrors pictures, but the data set holds latents"));
 }
