@@ -59,23 +59,27 @@ def haar(image: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return (a + b + c + d) / 2, (a - b + c - d) / 2, (a + b - c - d) / 2, (a - b - c + d) / 2
 
 
-def training_loss(
-    model: torch.nn.Module, inputs: Tensors, grid: tuple[int, int], z_loss: float, wavelet: float
-) -> tuple[Losses, list[torch.Tensor]]:
+def rectified_flow_loss(
+    model: torch.nn.Module,
+    inputs: Tensors,
+    grid: tuple[int, int],
+    logits: list[torch.Tensor],
+    z_loss: float,
+    wavelet: float,
+) -> Losses:
     """The loss of `latents`, `noise` [B, S, C], `timestep` [B], `encoder_hidden_states` [B, T, J] and an optional
-    `encoder_hidden_states_mask` bool [B, T] on a grid of (rows, columns) tokens; and the router logits."""
+    `encoder_hidden_states_mask` bool [B, T] on a grid of (rows, columns) tokens. Calling the model fills `logits`."""
     x0, noise = inputs["latents"], inputs["noise"]
     t = inputs["timestep"].view(-1, 1, 1)
     noisy = (1 - t) * x0 + t * noise
-    with router_logits(model) as logits:
-        velocity = model(
-            hidden_states=noisy,
-            img_shapes=[(1, *grid)],
-            encoder_hidden_states=inputs["encoder_hidden_states"],
-            encoder_hidden_states_mask=inputs.get("encoder_hidden_states_mask"),
-            timestep=inputs["timestep"],
-            return_dict=False,
-        )[0].to(x0.dtype)
+    velocity = model(
+        hidden_states=noisy,
+        img_shapes=[(1, *grid)],
+        encoder_hidden_states=inputs["encoder_hidden_states"],
+        encoder_hidden_states_mask=inputs.get("encoder_hidden_states_mask"),
+        timestep=inputs["timestep"],
+        return_dict=False,
+    )[0].to(x0.dtype)
     if velocity.shape != x0.shape:
         raise ValueError(f"the velocity has shape {list(velocity.shape)}, the latents {list(x0.shape)}")
     zero = x0.new_zeros(())
@@ -86,4 +90,12 @@ def training_loss(
         patch = model.config.patch_size
         clean, truth = (haar(unpatchify(values, grid, patch)) for values in (noisy + t * velocity, x0))
         bands = sum((torch.mean((got - want) ** 2) for got, want in zip(clean, truth, strict=True)), zero)
-    return Losses(flow + z_loss * router_z + wavelet * bands, flow, router_z, bands), logits
+    return Losses(flow + z_loss * router_z + wavelet * bands, flow, router_z, bands)
+
+
+def training_loss(
+    model: torch.nn.Module, inputs: Tensors, grid: tuple[int, int], z_loss: float, wavelet: float
+) -> tuple[Losses, list[torch.Tensor]]:
+    """`rectified_flow_loss`, and the router logits."""
+    with router_logits(model) as logits:
+        return rectified_flow_loss(model, inputs, grid, logits, z_loss, wavelet), logits
