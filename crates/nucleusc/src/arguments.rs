@@ -75,6 +75,9 @@ Examples:
   nucleusc inspect checkpoint/transformer
   nucleusc inspect out.safetensors --json")]
     Inspect(InspectArguments),
+    /// Make data sets from captioned pictures, and look at them
+    #[command(subcommand)]
+    Data(crate::data::DataCommand),
 }
 
 /// Where config values come from.

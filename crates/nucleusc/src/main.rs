@@ -7,6 +7,7 @@ mod arguments;
 mod bench;
 mod check;
 mod compile;
+mod data;
 mod inspect;
 mod progress;
 mod report;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),
+        Command::Data(command) => data::data(&command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
