@@ -115,6 +115,9 @@ Examples:
   nucleusc merge older/transformer newer/transformer -o soup --weights uniform"
     )]
     Merge(MergeArguments),
+    /// Make data sets from captioned pictures, and look at them
+    #[command(subcommand)]
+    Data(crate::data::DataCommand),
 }
 
 /// Where config values come from.

@@ -8,6 +8,7 @@ mod bench;
 mod check;
 mod compile;
 mod grad;
+mod data;
 mod inspect;
 mod merge;
 mod progress;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Command::Train(arguments) => train::train(&arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),
         Command::Merge(arguments) => merge::merge_checkpoints(&arguments),
+        Command::Data(command) => data::data(&command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
