@@ -6,6 +6,7 @@ use nucleus_plan::{
     SegmentSum, Size, Step, StepId,
 };
 
+use super::reduction_order::{CompiledReduction, compile_reduction};
 use super::shared::{SharedFunction, SharedFunctions};
 use super::slots::{all_columns, slots};
 use crate::codegen::{
@@ -19,8 +20,8 @@ use crate::kernels::{Element, Operand as GemmOperand};
 pub(crate) enum CompiledKernel {
     /// Rows and columns of the collapsed space, and the loop nest.
     Map { space: Space, function: FunctionId },
-    /// The reduction over all columns of a range of rows.
-    RowReduction { function: FunctionId },
+    /// Reductions along rows.
+    RowReduction(CompiledReduction),
     /// Products of one left factor.
     Contraction(CompiledContraction),
     /// Attention and its epilogue.
@@ -215,13 +216,22 @@ fn check_anchor(kernel: &Kernel) -> Result<(), String> {
     let accumulators = |function: &ScalarFunction, count: u32| {
         let reads = |step: &Step| matches!(step, Step::Accumulator(index) if *index >= count);
         match function.steps.iter().any(reads) {
-            true => Err(format!("the epilogue reads an accumulator beyond the {count} there are")),
+            true => Err(format!("a function reads an accumulator beyond the {count} there are")),
             false => Ok(()),
         }
     };
     match &kernel.anchor {
         Anchor::Map(_) => Ok(()),
-        Anchor::RowReduction(reduction) => reduced(&reduction.phases),
+        Anchor::RowReduction(reduction) => {
+            reduced(&reduction.phases)?;
+            let mut count = 0;
+            for phase in &reduction.phases {
+                accumulators(&phase.function, count)?;
+                count += phase.reductions.len() as u32;
+            }
+            accumulators(&reduction.row, count)?;
+            accumulators(&reduction.element, count)
+        }
         Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => {
             if c.parts.is_empty() || !c.dtype.is_float() {
                 return Err("no parts, or factors that are no floats".to_owned());
@@ -297,9 +307,7 @@ impl Compiler<'_> {
                 Ok(CompiledKernel::Map { space, function })
             }
             Anchor::RowReduction(reduction) => {
-                let function =
-                    self.jit.compile_row_reduction("row_reduction", &kernel.operands, reduction)?;
-                Ok(CompiledKernel::RowReduction { function })
+                compile_reduction(self.jit, kernel, reduction).map(CompiledKernel::RowReduction)
             }
             Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => {
                 self.contraction(c).map(CompiledKernel::Contraction)

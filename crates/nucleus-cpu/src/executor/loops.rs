@@ -3,6 +3,7 @@
 use nucleus_plan::RowReduction;
 
 use super::launch::{JOB_POINTS, LaunchContext, plain_region, product};
+use super::reduction_order::{CompiledReduction, LONG_ROW};
 use crate::codegen::{FunctionId, Space};
 
 impl LaunchContext<'_> {
@@ -28,15 +29,25 @@ impl LaunchContext<'_> {
         });
     }
 
-    /// Runs a row reduction. A row is never cut, so its sums do not depend on the number of threads.
+    /// Runs a row reduction. Rows that are not in parts are never cut, so their sums do not depend on the number of threads.
     ///
     /// # Safety
     /// As for `execute`.
-    pub(crate) unsafe fn row_reduction(&self, reduction: &RowReduction, function: FunctionId) {
+    pub(crate) unsafe fn row_reduction(&self, reduction: &RowReduction, compiled: &CompiledReduction) {
+        let columns = self.size(reduction.columns);
+        let whole = match compiled {
+            CompiledReduction::Rows { long: Some(parts), .. } if columns > LONG_ROW => Err(parts),
+            CompiledReduction::Across(parts) => Err(parts),
+            CompiledReduction::Rows { whole, .. } => Ok(*whole),
+        };
+        let function = match whole {
+            Ok(function) => function,
+            // SAFETY: passed on.
+            Err(parts) => return unsafe { self.partial_reduction(reduction, parts) },
+        };
         let rows = product(&self.values(&reduction.rows));
         let passes = reduction.phases.len() as i64 + 1;
-        let points = self.size(reduction.columns).saturating_mul(passes);
-        self.for_rows(rows, points, |begin, end| {
+        self.for_rows(rows, columns.saturating_mul(passes), |begin, end| {
             // A row without columns still has row results: the column range is not the function's loop bound.
             // SAFETY: different rows store to different places.
             unsafe { self.call(function, &plain_region(begin..end, 0..1)) }

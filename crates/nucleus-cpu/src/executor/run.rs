@@ -169,8 +169,8 @@ impl CpuProgram {
                     context.map(space, *function);
                     Ok(())
                 }
-                (CompiledKernel::RowReduction { function }, Anchor::RowReduction(reduction)) => {
-                    context.row_reduction(reduction, *function);
+                (CompiledKernel::RowReduction(compiled), Anchor::RowReduction(reduction)) => {
+                    context.row_reduction(reduction, compiled);
                     Ok(())
                 }
                 (CompiledKernel::Contraction(compiled), Anchor::Matmul(c) | Anchor::GroupedMatmul(c)) => {
