@@ -18,7 +18,7 @@ struct Shape {
     kernel: &'static str,
 }
 
-/// Σ over the rows of one or two operands of `[T, D]`.
+/// Σ over the tokens of `[2048, 512]`.
 const SUM: &str = "
         rows 512; columns 2048;
         phase { v0 = load o0[i0 + 512*i1]; } reduce sum v0;
@@ -186,8 +186,10 @@ fn case(shape: &Shape, threads: usize) -> Result<ReductionCase, Box<dyn std::err
     }
     text += &format!("    buffer b{count}: {dtype}[{dims}] output 0;\n");
     let anchor = if shape.kernel.contains("rows") { "row_reduction" } else { "map" };
-    text +=
-        &format!("    kernel k0({modes}write {dtype}) sizes 0 {anchor} {{{kernel}\n    }}\n", kernel = shape.kernel);
+    text += &format!(
+        "    kernel k0({modes}write {dtype}) sizes 0 {anchor} {{{kernel}\n    }}\n",
+        kernel = shape.kernel
+    );
     text += &format!("    launch k0({operands}b{count}) per step flops 0 bytes 0;\n}}\n");
     let plan = parse_plan(&text)?;
     let program = CpuProgram::compile(plan.clone(), Options { threads, ..Options::default() })?;

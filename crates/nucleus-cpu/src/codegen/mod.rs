@@ -2,7 +2,7 @@
 //!
 //! A scalar function becomes a loop nest over its iteration space: one loop over the flat number of a row (all axes but the
 //! last) and inner loops over the last axis, four lanes at a time and then one. Both do the same arithmetic, so a result never
-//! depends on its position.
+//! depends on its position. Reductions run along their rows, or over many rows at a time where these lie side by side in memory.
 
 mod constants;
 mod emit;

@@ -174,13 +174,7 @@ impl Block {
     }
 
     /// Reads the accumulators of a phase at position `i` and the lanes behind it, lets `body` change them, and writes them back.
-    fn update(
-        self,
-        emit: &mut Emit,
-        i: Value,
-        phase: &Phase,
-        body: impl FnOnce(&mut Emit, &mut [Value]),
-    ) {
+    fn update(self, emit: &mut Emit, i: Value, phase: &Phase, body: impl FnOnce(&mut Emit, &mut [Value])) {
         let numbers = self.earlier..self.earlier + phase.reductions.len() as u32;
         let mut totals: Vec<Value> = numbers.clone().map(|number| self.load(emit, number, i)).collect();
         body(emit, &mut totals);

@@ -18,8 +18,8 @@ use crate::kernels::{Element, Operand as GemmOperand};
 /// The compiled form of an anchor.
 #[derive(Clone, Debug)]
 pub(crate) enum CompiledKernel {
-    /// Rows and columns of the collapsed space, and the loop nest.
-    Map { space: Space, function: FunctionId },
+    /// Rows and columns of the collapsed space, and the loop nest; whether rows and columns are transposed between loads and stores.
+    Map { space: Space, function: FunctionId, transposes: bool },
     /// Reductions along rows.
     RowReduction(CompiledReduction),
     /// Products of one left factor.
@@ -301,10 +301,20 @@ impl Compiler<'_> {
         let kernel = self.kernel;
         match &kernel.anchor {
             Anchor::Map(map) => {
-                let (space, function) = collapse(&extents(&map.space), &map.function, false);
+                let (mut space, mut function) = collapse(&extents(&map.space), &map.function, false);
+                let neighbour = neighbouring_axis(&space, &function);
+                if let Some(axis) = neighbour {
+                    // Rows one after the other then touch the same lines of memory.
+                    let last = space.outer.len() - 1;
+                    let order: Vec<usize> =
+                        (0..last).map(|at| at + usize::from(at >= axis)).chain([axis, last + 1]).collect();
+                    let moved = space.outer.remove(axis);
+                    space.outer.push(moved);
+                    function = permute_axes(&function, &order);
+                }
                 let function =
                     self.compile("map", &space, &function, Accumulators::Zero, Destination::None)?;
-                Ok(CompiledKernel::Map { space, function })
+                Ok(CompiledKernel::Map { space, function, transposes: neighbour.is_some() })
             }
             Anchor::RowReduction(reduction) => {
                 compile_reduction(self.jit, kernel, reduction).map(CompiledKernel::RowReduction)
@@ -511,6 +521,14 @@ impl Compiler<'_> {
         )?;
         Ok(CompiledKernel::SegmentSum { base, update, epilogue })
     }
+}
+
+/// The row axis along which elements lie side by side that lie apart along the columns.
+fn neighbouring_axis(space: &Space, function: &ScalarFunction) -> Option<usize> {
+    let columns = space.outer.len();
+    let apart = |access: &&Access| !matches!(access.strides[columns], Size::Const(0..=2));
+    let beside = |access: &Access| (0..columns).rev().find(|axis| access.strides[*axis].is(1));
+    function.accesses().filter(apart).find_map(beside)
 }
 
 fn extents(sizes: &[Size]) -> Vec<Extent> {

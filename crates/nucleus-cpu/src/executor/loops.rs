@@ -6,6 +6,11 @@ use super::launch::{JOB_POINTS, LaunchContext, plain_region, product};
 use super::reduction_order::{CompiledReduction, LONG_ROW};
 use crate::codegen::{FunctionId, Space};
 
+/// Rows of a tile of a transposing map: some lines of memory.
+const TILE_ROWS: i64 = 32;
+/// Its columns: each is a line of memory of its own, and where they lie a power of two apart the first cache holds few.
+const TILE_COLUMNS: i64 = 16;
+
 impl LaunchContext<'_> {
     /// Runs a map.
     ///
@@ -26,6 +31,32 @@ impl LaunchContext<'_> {
             let columns = (16 * begin)..(16 * end).min(columns);
             // SAFETY: the points of different columns store to different places.
             unsafe { self.call(function, &plain_region(0..rows, columns)) }
+        });
+    }
+
+    /// Runs a map whose columns lie apart where its rows lie side by side: tile by tile, so that what is read with a column is still in
+    /// the first cache when the next rows need it.
+    ///
+    /// # Safety
+    /// As for `execute`.
+    pub(crate) unsafe fn transposing_map(&self, space: &Space, function: FunctionId) {
+        let rows = space.rows(self.sizes);
+        let columns = space.inner.value(self.sizes);
+        if rows <= 0 || columns <= 0 {
+            return;
+        }
+        // Where there are few of the ones, a tile has more of the others.
+        let height = TILE_ROWS * (TILE_COLUMNS / columns).max(1);
+        let width = TILE_COLUMNS * (TILE_ROWS / rows).max(1);
+        let [high, wide] = [rows / height + 1, columns / width + 1];
+        self.for_rows(high.saturating_mul(wide), height * width, |begin, end| {
+            for tile in begin..end {
+                let (row, column) = (tile / wide * height, tile % wide * width);
+                let rows = row..(row + height).min(rows);
+                let columns = column..(column + width).min(columns);
+                // SAFETY: different points store to different places.
+                unsafe { self.call(function, &plain_region(rows, columns)) }
+            }
         });
     }
 

@@ -8,11 +8,13 @@ use std::ops::Range;
 use nucleus_plan::{Reduction, ReductionOp, RowReduction};
 
 use super::launch::{JOB_POINTS, LaunchContext};
-use super::reduction_order::{LONG_ROW, PartialReduction};
+use super::reduction_order::PartialReduction;
 use crate::codegen::Region;
 
 /// Columns of a chunk where rows are reduced together: values that are added one by one.
 const CHUNK: i64 = 128;
+/// Columns of a chunk of a long row, whose sum is made in sixteen lanes.
+const LONG_CHUNK: i64 = 16 * CHUNK;
 /// Rows of a block: with a few accumulators each they stay in the first cache.
 const WIDTH: i64 = 1024;
 /// Rows that are still worth a block of their own, for the sake of another thread.
@@ -49,7 +51,7 @@ impl LaunchContext<'_> {
             return;
         }
         let columns = self.size(reduction.columns).max(0);
-        let chunk = if compiled.across { CHUNK } else { LONG_ROW };
+        let chunk = if compiled.across { CHUNK } else { LONG_CHUNK };
         let chunks = div_ceil(columns, chunk);
         let wanted = 4 * self.threads.count() as i64;
         // Rows of one chunk cannot be cut for the threads, blocks can.

@@ -74,9 +74,8 @@ fn lane_axis(reduction: &RowReduction) -> Option<usize> {
     };
     let along_columns = accesses.iter().filter(|access| jumps(access, columns, 2)).count();
     let long = |axis: &usize| !matches!(reduction.rows[*axis], Size::Const(extent) if extent < 4);
-    let contiguous = |axis: &usize| {
-        accesses.iter().any(|access| access.strides[*axis].is(1) && jumps(access, columns, 2))
-    };
+    let contiguous =
+        |axis: &usize| accesses.iter().any(|access| access.strides[*axis].is(1) && jumps(access, columns, 2));
     let axes = (0..columns).rev().filter(long).filter(contiguous);
     let counted = axes.map(|axis| (accesses.iter().filter(|access| jumps(access, axis, 1)).count(), axis));
     let (count, axis) = counted.min_by_key(|(count, _)| *count)?;
@@ -157,11 +156,7 @@ fn collapse_rows(
 }
 
 /// The functions for single rows that are cut.
-fn along(
-    jit: &mut Jit,
-    kernel: &Kernel,
-    reduction: &RowReduction,
-) -> Result<PartialReduction, CodegenError> {
+fn along(jit: &mut Jit, kernel: &Kernel, reduction: &RowReduction) -> Result<PartialReduction, CodegenError> {
     let outer: Vec<Extent> = reduction.rows.iter().map(|&size| size.into()).collect();
     let operands = &kernel.operands;
     let mut earlier = 0;

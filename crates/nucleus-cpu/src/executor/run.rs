@@ -165,8 +165,12 @@ impl CpuProgram {
                 })?;
             }
             let routed = match (self.compiled(launch.kernel), &kernel.anchor) {
-                (CompiledKernel::Map { space, function }, _) => {
+                (CompiledKernel::Map { space, function, transposes: false }, _) => {
                     context.map(space, *function);
+                    Ok(())
+                }
+                (CompiledKernel::Map { space, function, transposes: true }, _) => {
+                    context.transposing_map(space, *function);
                     Ok(())
                 }
                 (CompiledKernel::RowReduction(compiled), Anchor::RowReduction(reduction)) => {
