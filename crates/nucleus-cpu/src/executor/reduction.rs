@@ -161,10 +161,11 @@ impl Parts<'_> {
         let bytes = (blocks * block_len * size_of::<f32>()).max(1) as i64;
         let wave = (WAITING / bytes).max(4 * self.context.threads.count() as i64).min(self.chunks);
         let waiting = self.context.threads.lease(wave as usize * blocks * block_len * size_of::<f32>());
-        // SAFETY (of both uses): the loan has as many blocks as a wave has chunks, and each chunk of each block its own.
-        let sums = |chunk: i64, block: usize| unsafe {
+        let sums = |chunk: i64, block: usize| {
             let at = (chunk as usize * blocks + block) * block_len;
-            std::slice::from_raw_parts_mut(waiting.as_ptr().cast::<f32>().add(at), block_len)
+            // SAFETY: the loan has as many blocks as a wave has chunks, each chunk of each block its own, which one job at a time uses:
+            // first the one that makes it, then, behind all of these, the one thread that adds.
+            unsafe { std::slice::from_raw_parts_mut(waiting.as_ptr().cast::<f32>().add(at), block_len) }
         };
         let points = self.chunk.saturating_mul(self.width);
         for phase in 0..self.reduction.phases.len() {
