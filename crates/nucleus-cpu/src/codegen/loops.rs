@@ -84,6 +84,11 @@ impl RegionValues {
         emit.iadd(self.block, row)
     }
 
+    /// The block's first element.
+    pub(super) fn block(&self) -> Value {
+        self.block
+    }
+
     /// Bytes from one accumulator of the block to the next.
     pub(super) fn segment_bytes(&self, emit: &mut Emit) -> Value {
         emit.builder.ins().imul_imm_s(self.segment_stride, 4)

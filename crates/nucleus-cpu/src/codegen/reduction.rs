@@ -160,7 +160,7 @@ fn identity(emit: &mut Emit, op: ReductionOp) -> Value {
     }
 }
 
-fn combine(emit: &mut Emit, op: ReductionOp, x: Value, y: Value) -> Value {
+pub(super) fn combine(emit: &mut Emit, op: ReductionOp, x: Value, y: Value) -> Value {
     match op {
         ReductionOp::Sum => emit.fadd(x, y),
         ReductionOp::Max => emit.fmax(x, y),
@@ -168,7 +168,7 @@ fn combine(emit: &mut Emit, op: ReductionOp, x: Value, y: Value) -> Value {
 }
 
 /// Runs along a row and reduces: 16 columns at a time into four vectors, then 4, then, from their combination on, single ones.
-fn reduce(
+pub(super) fn reduce(
     emit: &mut Emit,
     begin: Value,
     end: Value,

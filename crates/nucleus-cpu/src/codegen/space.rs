@@ -45,7 +45,7 @@ impl Space {
 }
 
 /// Every stride list of a function, with its offset.
-fn for_each_strides(function: &mut ScalarFunction, visit: &mut dyn FnMut(&mut Vec<Size>)) {
+pub(crate) fn for_each_strides(function: &mut ScalarFunction, visit: &mut dyn FnMut(&mut Vec<Size>)) {
     for step in &mut function.steps {
         match step {
             Step::Load(access) | Step::Store { access, .. } => {

@@ -6,6 +6,7 @@ use nucleus_plan::{
     SegmentSum, Size, Step, StepId,
 };
 
+use super::reduction_order::{CompiledReduction, compile_reduction};
 use super::shared::{SharedFunction, SharedFunctions};
 use super::slots::{all_columns, slots};
 use crate::codegen::{
@@ -17,10 +18,10 @@ use crate::kernels::{Element, Operand as GemmOperand};
 /// The compiled form of an anchor.
 #[derive(Clone, Debug)]
 pub(crate) enum CompiledKernel {
-    /// Rows and columns of the collapsed space, and the loop nest.
-    Map { space: Space, function: FunctionId },
-    /// The reduction over all columns of a range of rows.
-    RowReduction { function: FunctionId },
+    /// Rows and columns of the collapsed space, and the loop nest; whether rows and columns are transposed between loads and stores.
+    Map { space: Space, function: FunctionId, transposes: bool },
+    /// Reductions along rows.
+    RowReduction(CompiledReduction),
     /// Products of one left factor.
     Contraction(CompiledContraction),
     /// Attention and its epilogue.
@@ -215,13 +216,22 @@ fn check_anchor(kernel: &Kernel) -> Result<(), String> {
     let accumulators = |function: &ScalarFunction, count: u32| {
         let reads = |step: &Step| matches!(step, Step::Accumulator(index) if *index >= count);
         match function.steps.iter().any(reads) {
-            true => Err(format!("the epilogue reads an accumulator beyond the {count} there are")),
+            true => Err(format!("a function reads an accumulator beyond the {count} there are")),
             false => Ok(()),
         }
     };
     match &kernel.anchor {
         Anchor::Map(_) => Ok(()),
-        Anchor::RowReduction(reduction) => reduced(&reduction.phases),
+        Anchor::RowReduction(reduction) => {
+            reduced(&reduction.phases)?;
+            let mut count = 0;
+            for phase in &reduction.phases {
+                accumulators(&phase.function, count)?;
+                count += phase.reductions.len() as u32;
+            }
+            accumulators(&reduction.row, count)?;
+            accumulators(&reduction.element, count)
+        }
         Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => {
             if c.parts.is_empty() || !c.dtype.is_float() {
                 return Err("no parts, or factors that are no floats".to_owned());
@@ -291,15 +301,23 @@ impl Compiler<'_> {
         let kernel = self.kernel;
         match &kernel.anchor {
             Anchor::Map(map) => {
-                let (space, function) = collapse(&extents(&map.space), &map.function, false);
+                let (mut space, mut function) = collapse(&extents(&map.space), &map.function, false);
+                let neighbour = neighbouring_axis(&space, &function);
+                if let Some(axis) = neighbour {
+                    // Rows one after the other then touch the same lines of memory.
+                    let last = space.outer.len() - 1;
+                    let order: Vec<usize> =
+                        (0..last).map(|at| at + usize::from(at >= axis)).chain([axis, last + 1]).collect();
+                    let moved = space.outer.remove(axis);
+                    space.outer.push(moved);
+                    function = permute_axes(&function, &order);
+                }
                 let function =
                     self.compile("map", &space, &function, Accumulators::Zero, Destination::None)?;
-                Ok(CompiledKernel::Map { space, function })
+                Ok(CompiledKernel::Map { space, function, transposes: neighbour.is_some() })
             }
             Anchor::RowReduction(reduction) => {
-                let function =
-                    self.jit.compile_row_reduction("row_reduction", &kernel.operands, reduction)?;
-                Ok(CompiledKernel::RowReduction { function })
+                compile_reduction(self.jit, kernel, reduction).map(CompiledKernel::RowReduction)
             }
             Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => {
                 self.contraction(c).map(CompiledKernel::Contraction)
@@ -503,6 +521,14 @@ impl Compiler<'_> {
         )?;
         Ok(CompiledKernel::SegmentSum { base, update, epilogue })
     }
+}
+
+/// The row axis along which elements lie side by side that lie apart along the columns.
+fn neighbouring_axis(space: &Space, function: &ScalarFunction) -> Option<usize> {
+    let columns = space.outer.len();
+    let apart = |access: &&Access| !matches!(access.strides[columns], Size::Const(0..=2));
+    let beside = |access: &Access| (0..columns).rev().find(|axis| access.strides[*axis].is(1));
+    function.accesses().filter(apart).find_map(beside)
 }
 
 fn extents(sizes: &[Size]) -> Vec<Extent> {

@@ -3,7 +3,13 @@
 use nucleus_plan::RowReduction;
 
 use super::launch::{JOB_POINTS, LaunchContext, plain_region, product};
+use super::reduction_order::{CompiledReduction, LONG_ROW};
 use crate::codegen::{FunctionId, Space};
+
+/// Rows of a tile of a transposing map: some lines of memory.
+const TILE_ROWS: i64 = 32;
+/// Its columns: each is a line of memory of its own, and where they lie a power of two apart the first cache holds few.
+const TILE_COLUMNS: i64 = 16;
 
 impl LaunchContext<'_> {
     /// Runs a map.
@@ -28,15 +34,51 @@ impl LaunchContext<'_> {
         });
     }
 
-    /// Runs a row reduction. A row is never cut, so its sums do not depend on the number of threads.
+    /// Runs a map whose columns lie apart where its rows lie side by side: tile by tile, so that what is read with a column is still in
+    /// the first cache when the next rows need it.
     ///
     /// # Safety
     /// As for `execute`.
-    pub(crate) unsafe fn row_reduction(&self, reduction: &RowReduction, function: FunctionId) {
+    pub(crate) unsafe fn transposing_map(&self, space: &Space, function: FunctionId) {
+        let rows = space.rows(self.sizes);
+        let columns = space.inner.value(self.sizes);
+        if rows <= 0 || columns <= 0 {
+            return;
+        }
+        // Where there are few of the ones, a tile has more of the others.
+        let height = TILE_ROWS * (TILE_COLUMNS / columns).max(1);
+        let width = TILE_COLUMNS * (TILE_ROWS / rows).max(1);
+        let [high, wide] = [rows / height + 1, columns / width + 1];
+        self.for_rows(high.saturating_mul(wide), height * width, |begin, end| {
+            for tile in begin..end {
+                let (row, column) = (tile / wide * height, tile % wide * width);
+                let rows = row..(row + height).min(rows);
+                let columns = column..(column + width).min(columns);
+                // SAFETY: different points store to different places.
+                unsafe { self.call(function, &plain_region(rows, columns)) }
+            }
+        });
+    }
+
+    /// Runs a row reduction. Rows that are not in parts are never cut, so their sums do not depend on the number of threads.
+    ///
+    /// # Safety
+    /// As for `execute`.
+    pub(crate) unsafe fn row_reduction(&self, reduction: &RowReduction, compiled: &CompiledReduction) {
+        let columns = self.size(reduction.columns);
+        let whole = match compiled {
+            CompiledReduction::Rows { long: Some(parts), .. } if columns > LONG_ROW => Err(parts),
+            CompiledReduction::Across(parts) => Err(parts),
+            CompiledReduction::Rows { whole, .. } => Ok(*whole),
+        };
+        let function = match whole {
+            Ok(function) => function,
+            // SAFETY: passed on.
+            Err(parts) => return unsafe { self.partial_reduction(reduction, parts) },
+        };
         let rows = product(&self.values(&reduction.rows));
         let passes = reduction.phases.len() as i64 + 1;
-        let points = self.size(reduction.columns).saturating_mul(passes);
-        self.for_rows(rows, points, |begin, end| {
+        self.for_rows(rows, columns.saturating_mul(passes), |begin, end| {
             // A row without columns still has row results: the column range is not the function's loop bound.
             // SAFETY: different rows store to different places.
             unsafe { self.call(function, &plain_region(begin..end, 0..1)) }

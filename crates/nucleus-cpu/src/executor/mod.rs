@@ -9,6 +9,8 @@ mod error;
 mod launch;
 mod loops;
 pub(crate) mod pack;
+mod reduction;
+mod reduction_order;
 mod routing;
 mod run;
 mod shared;

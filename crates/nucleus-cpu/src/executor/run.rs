@@ -165,12 +165,16 @@ impl CpuProgram {
                 })?;
             }
             let routed = match (self.compiled(launch.kernel), &kernel.anchor) {
-                (CompiledKernel::Map { space, function }, _) => {
+                (CompiledKernel::Map { space, function, transposes: false }, _) => {
                     context.map(space, *function);
                     Ok(())
                 }
-                (CompiledKernel::RowReduction { function }, Anchor::RowReduction(reduction)) => {
-                    context.row_reduction(reduction, *function);
+                (CompiledKernel::Map { space, function, transposes: true }, _) => {
+                    context.transposing_map(space, *function);
+                    Ok(())
+                }
+                (CompiledKernel::RowReduction(compiled), Anchor::RowReduction(reduction)) => {
+                    context.row_reduction(reduction, compiled);
                     Ok(())
                 }
                 (CompiledKernel::Contraction(compiled), Anchor::Matmul(c) | Anchor::GroupedMatmul(c)) => {

@@ -9,6 +9,7 @@ mod errors;
 mod graphs;
 mod groups;
 mod harness;
+mod leading_axes;
 mod maps;
 mod races;
 mod random_functions;

@@ -190,3 +190,26 @@ fn inputs_and_weights_may_be_outputs() {
     );
     expect(&plan, &[("map", 5)]);
 }
+
+#[test]
+fn sums_over_leading_axes_take_their_products_in() {
+    // The first reads all of memory, the second what is left of it.
+    let sums = "reduce_sum(reduce_sum(x * g, axis = 1), axis = 0)";
+    let plan = plan("x: [B, S, 8] per step, g: [B, S, 8] per step", "y: [8]", sums);
+    expect(&plan, &[("row_reduction", 2)]);
+}
+
+#[test]
+fn a_gradient_of_modulation_is_one_pass_over_tokens() {
+    let plan = plan(
+        "x: [B, S, 8] per step, g: [B, S, 8] per step, m: [B, 1, 8] per step",
+        "scale: [B, 1, 8]",
+        "reduce_sum(g * m * x, axis = 1, keep = true)",
+    );
+    expect(&plan, &[("row_reduction", 1)]);
+    let Anchor::RowReduction(reduction) = &plan.kernels[0].anchor else { panic!("{plan}") };
+    // Images, then features, which lie side by side.
+    assert_eq!((reduction.rows.len(), reduction.phases.len()), (2, 1));
+    let load = reduction.phases[0].function.accesses().next().unwrap();
+    assert!(load.strides[1].is(1), "{plan}");
+}
