@@ -2,3 +2,4 @@
 
 pub mod codegen_cases;
 pub mod kernel_cases;
+pub mod training_cases;

@@ -55,7 +55,7 @@ fn product(
     let outputs = [c.as_mut_ptr().cast()];
     let epilogue = Epilogue::Store { outputs: &outputs, element: Element::F32, row_stride: n };
     let part =
-        Part { n, segments: 1, column_multiple: 1, packing: Packing::of(kind.0, kind.1), b: &[b], epilogue };
+        Part { n, segments: 1, column_multiple: 1, packing: Packing::of(kind.0, kind.1), b: Right::Packed(&[b]), epilogue };
     let products = [Product { rows: m, a }];
     let blocking = Blocking::default();
     let problem = Gemm { isa, operand: kind.0, k, blocking, products: &products, parts: &[part] };
@@ -82,7 +82,7 @@ fn everything(mut body: impl FnMut(Isa, Kind)) {
 }
 
 fn rows_of(a: &[f32], k: usize) -> RowSource<'static> {
-    RowSource::Memory { data: a.as_ptr().cast(), element: Element::F32, row_stride: k, index: None }
+    RowSource::Memory { data: a.as_ptr().cast(), element: Element::F32, row_stride: k, col_stride: 1, index: None }
 }
 
 #[test]
@@ -174,6 +174,7 @@ impl Grouped {
             data: self.a.as_ptr().cast(),
             element: Element::F32,
             row_stride: k,
+            col_stride: 1,
             index: Some(self.index.as_ptr()),
         };
         let source = |product| if Self::is_computed(product) { RowSource::Fill(&fill) } else { gathered };
@@ -220,7 +221,7 @@ impl Grouped {
                 segments: self.parts[part].1,
                 column_multiple: 1,
                 packing: Packing::of(kind.0, kind.1),
-                b: &right[part],
+                b: Right::Packed(&right[part]),
                 epilogue: Epilogue::Call(if part == 0 { &first } else { &second }),
             })
             .collect();
@@ -342,7 +343,7 @@ fn stored_types_are_rounded_to_the_operand_type() {
                 // SAFETY: four bytes for each element.
                 unsafe { store_f32(stored.as_mut_ptr(), element, at, value) };
             }
-            let a = RowSource::Memory { data: stored.as_ptr(), element, row_stride: k, index: None };
+            let a = RowSource::Memory { data: stored.as_ptr(), element, row_stride: k, col_stride: 1, index: None };
             let c = product(&threads, isa, kind, a, packed.as_ptr(), [m, k, n]);
             for row in 0..m {
                 for col in 0..n {
@@ -380,6 +381,7 @@ fn tiles_have_whole_groups_of_columns() {
                 data: a.as_ptr().cast(),
                 element: Element::F32,
                 row_stride: k,
+                col_stride: 1,
                 index: None,
             };
             let part = Part {
@@ -387,7 +389,7 @@ fn tiles_have_whole_groups_of_columns() {
                 segments,
                 column_multiple,
                 packing: Packing::of(Operand::F32, Element::F32),
-                b: &[packed.as_ptr().cast_const()],
+                b: Right::Packed(&[packed.as_ptr().cast_const()]),
                 epilogue: Epilogue::Call(&call),
             };
             let blocking = Blocking { rows: 24, columns: 40, depth: 64 };
