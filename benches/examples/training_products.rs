@@ -11,7 +11,7 @@ use nucleus_cpu::kernels::{Isa, Operand};
 use nucleus_cpu::threads::Threads;
 use nucleus_ir::DType;
 
-const ROUNDS: usize = 12;
+const ROUNDS: usize = 15;
 
 fn main() -> Result<(), CaseError> {
     let mut arguments = std::env::args().skip(1);
@@ -30,7 +30,7 @@ fn main() -> Result<(), CaseError> {
             let mut changing = TrainingCase::new(threads.count(), dtype, shape, false)?;
             let mut packed = TrainingCase::new(threads.count(), dtype, shape.with_weights(), true)?;
             let flops = shape.flops();
-            let repeats = (400_000_000 / flops).clamp(1, 50);
+            let repeats = (2_000_000_000 / flops).clamp(1, 50);
             let mut best = [0f64; 3];
             for _ in 0..ROUNDS {
                 let start = Instant::now();

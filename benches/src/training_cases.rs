@@ -143,7 +143,7 @@ impl TrainingCase {
         let mut plan = parse_plan(&shape.text(dtype, weights))?;
         if let Anchor::Matmul(contraction) = &mut plan.kernels[0].anchor {
             let problem = Problem::of(contraction, &[]);
-            contraction.tile = choose_tile(contraction, &[problem], &Machine::cpu());eprintln!("{:?}", contraction.tile);
+            contraction.tile = choose_tile(contraction, &[problem], &Machine::cpu());
         }
         let mut program = CpuProgram::compile(plan, Options { threads, ..Options::default() })?;
         let bound = program.bind(&Bindings::default())?;

@@ -366,7 +366,7 @@ unsafe fn pack_bytes(tile: &PanelTile, destination: *mut u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::element::{bf16_from_f32, store_f32};
+    use crate::kernels::element::{bf16_from_f32, round_to_bf16, store_f32};
 
     /// Column `col` of row `row` as the layout promises it, in the low bytes.
     fn expected(packing: Packing, value: impl Fn(usize) -> f32, k: usize, row: usize) -> u32 {
@@ -384,13 +384,16 @@ mod tests {
     #[test]
     fn both_storage_orders_and_all_types_give_the_documented_layout() {
         let threads = Threads::new(2).unwrap();
-        let (k, n, segments) = (37, 45, 2);
+        let (k, n, segments) = (301, 45, 2);
         // Every stored type holds these exactly.
         let value = |row: usize, col: usize| ((row * 31 + col * 17) % 200) as f32 - 99.0;
         for isa in Isa::supported() {
-            for (operand, element) in [Operand::F32, Operand::Bf16].into_iter().flat_map(|operand| {
-                [Element::F32, Element::Bf16, Element::F16, Element::I8].map(|element| (operand, element))
-            }) {
+            let packings = |element| {
+                let packing = |operand| Packing::of(operand, element);
+                [packing(Operand::F32), packing(Operand::Bf16), Packing::Rounded].map(|to| (to, element))
+            };
+            let elements = [Element::F32, Element::Bf16, Element::F16, Element::I8];
+            for (packing, element) in elements.into_iter().flat_map(packings) {
                 for (row_stride, col_stride) in [(segments * n + 3, 1), (1, k + 5), (2 * n * segments, 2)] {
                     let mut stored = vec![0u8; 4 * (k * row_stride + n * segments * col_stride)];
                     for row in 0..k {
@@ -401,7 +404,6 @@ mod tests {
                         }
                     }
                     let source = Matrix { data: stored.as_ptr(), element, row_stride, col_stride };
-                    let packing = Packing::of(operand, element);
                     let layout = PackedLayout::new(isa, packing, k, n);
                     let mut packed = vec![0xdead_beefu32; (segments * layout.bytes()).div_ceil(4)];
                     let to = packed.as_mut_ptr().cast();

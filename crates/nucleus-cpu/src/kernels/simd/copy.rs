@@ -42,7 +42,11 @@ pub(super) unsafe fn copy<S: Simd, T: Stored>(args: &CopyArgs) {
     unsafe {
         for row in 0..args.rows {
             let (from, to) = (args.from::<T>(row), args.to(row));
-            for col in 0..args.cols {
+            let whole = if T::IS_F32 { args.cols / S::LANES * S::LANES } else { 0 };
+            for col in (0..whole).step_by(S::LANES) {
+                S::store(to.add(col), S::load(from.cast::<f32>().add(col)));
+            }
+            for col in whole..args.cols {
                 to.add(col).write(T::read(from, col).to_f32());
             }
         }
