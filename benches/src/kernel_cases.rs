@@ -3,7 +3,7 @@
 use nucleus_cpu::buffer::AlignedBuffer;
 use nucleus_cpu::kernels::{
     Attention, AttentionOutput, Blocking, Element, Epilogue, Gemm, HeadView, Isa, KeySegment, Matrix,
-    Operand, Packing, Part, Product, RowSource, attention, gemm, pack_b, packed_bytes, peak, store_f32,
+    Operand, Packing, Part, Product, Right, RowSource, attention, gemm, pack_b, packed_bytes, peak, store_f32,
 };
 use nucleus_cpu::threads::Threads;
 
@@ -116,6 +116,7 @@ impl GemmCase {
                     data: at(&self.a, rows * k * element.size(), expert),
                     element,
                     row_stride: k,
+                    col_stride: 1,
                     index: None,
                 },
             })
@@ -124,7 +125,7 @@ impl GemmCase {
         let outputs: Vec<*mut u8> =
             (0..experts).map(|expert| at(&self.c, rows * n * segments * element.size(), expert)).collect();
         let epilogue = Epilogue::Store { outputs: &outputs, element, row_stride: n * segments };
-        let part = Part { n, segments, column_multiple: 1, packing: self.packing, b: &b, epilogue };
+        let part = Part { n, segments, column_multiple: 1, packing: self.packing, b: Right::Packed(&b), epilogue };
         let problem = Gemm {
             isa: self.isa,
             operand: self.operand,

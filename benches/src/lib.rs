@@ -3,3 +3,4 @@
 pub mod codegen_cases;
 pub mod kernel_cases;
 pub mod reduction_cases;
+pub mod training_cases;

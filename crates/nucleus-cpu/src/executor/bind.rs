@@ -202,8 +202,10 @@ fn bookkeeping_bytes(anchor: &Anchor, sizes: &[i64]) -> u128 {
     };
     let items = count(&c.batch);
     let runs = items.saturating_mul(64).saturating_add(items.saturating_mul(count(&c.rows)) / 8);
-    // Few items may still have up to 64 runs each, which is nothing. Every part has a right factor for each run.
-    runs.saturating_mul(128 + 8 * c.parts.len() as u128).saturating_sub(1 << 20)
+    // Few items may still have up to 64 runs each, which is nothing. Every part has a right factor for each run, and the segments of
+    // each are packed apart.
+    let segments: u128 = c.parts.iter().map(|part| 1 + u128::from(part.segments)).sum();
+    runs.saturating_mul(128 + 64 * segments).saturating_sub(1 << 20)
 }
 
 /// Checks that what a launch writes lies nowhere else among its operands: points are proved not to meet operand by operand, and

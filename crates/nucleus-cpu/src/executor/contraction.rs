@@ -3,13 +3,13 @@
 use nucleus_plan::{Access, Contraction};
 
 use super::compiled::{CompiledContraction, Source};
-use super::launch::{LaunchContext, product};
-use super::pack::{FactorSizes, RightFactor, pack_loaded, pack_segments};
+use super::launch::{BoundAccess, LaunchContext, product};
+use super::pack::{FactorSizes, PackJob, RightFactor, pack_items};
 use super::shared::BoundFunction;
 use crate::codegen::Region;
 use crate::kernels::{
-    Blocking, Element, Epilogue, Gemm, Matrix, Operand, Packing, Part, Product, RowBlock, RowSource, Tile,
-    gemm,
+    Blocking, Element, Epilogue, Gemm, Matrix, Operand, Packing, Part, Product, Right, RowBlock, RowSource,
+    Tile, gemm,
 };
 
 /// Rows that the micro-kernel can read by itself: for each product, where they begin and how they go on.
@@ -25,11 +25,31 @@ struct PartRun<'a> {
     /// Columns of a segment that no job cuts.
     group: usize,
     packing: Packing,
-    right: RightFactor,
-    /// What the right factor is packed from, if it was not packed beforehand.
-    source: Option<&'a Source>,
+    right: RightRun<'a>,
     epilogue: BoundFunction,
 }
+
+/// Where a part's right factor comes from in a launch.
+enum RightRun<'a> {
+    /// It is packed.
+    Packed(RightFactor),
+    /// It is packed by this launch, before anything is multiplied.
+    Unpacked(RightFactor, &'a Source),
+    /// Jobs pack what they multiply.
+    Stored(Stored),
+}
+
+/// A right factor as it lies in memory: one matrix for each item of the batch.
+struct Stored {
+    matrices: Vec<Matrix>,
+    segment_stride: usize,
+}
+
+/// Rows up to which one block has all of them, and each job packs what it multiplies: nothing is packed twice, and no packed factor
+/// makes a round trip through the far caches, in which nothing is multiplied.
+const ONE_BLOCK_ROWS: usize = 528;
+/// Columns of such a block, so that its sums stay in the second-level cache.
+const ONE_BLOCK_COLUMNS: usize = 128;
 
 impl LaunchContext<'_> {
     /// Runs a contraction. `packed` has, part by part, the right factors that were packed beforehand.
@@ -48,20 +68,27 @@ impl LaunchContext<'_> {
             return;
         }
         let (operand, k) = (compiled.operand, depth as usize);
-        let mut parts = self.parts(c, compiled, packed, &batch);
-        // Right factors that were not packed beforehand lie side by side in memory on loan.
-        let room = |part: &PartRun| part.right.bytes().saturating_add(63) & !63;
-        let unpacked = || parts.iter().filter(|part| part.source.is_some());
-        let bytes = unpacked().fold(0usize, |bytes, part| bytes.saturating_add(room(part)));
-        let lease = unpacked().next().is_some().then(|| self.threads.lease(bytes));
+        let mut parts = self.parts(c, compiled, packed, (&batch, rows_total));
+        let mut blocking = blocking(c);
+        if parts.iter().any(|part| matches!(part.right, RightRun::Stored(_))) {
+            blocking.rows = blocking.rows.max(ONE_BLOCK_ROWS);
+            blocking.columns = blocking.columns.min(ONE_BLOCK_COLUMNS);
+        }
+        // Right factors that are packed first lie side by side in memory on loan.
+        let room = |right: &RightFactor| right.bytes().saturating_add(63) & !63;
+        let unpacked = parts.iter().filter_map(|part| match &part.right {
+            RightRun::Unpacked(right, _) => Some(room(right)),
+            _ => None,
+        });
+        let bytes = unpacked.reduce(usize::saturating_add);
+        let lease = bytes.map(|bytes| self.threads.lease(bytes));
         let mut place = lease.as_ref().map_or(std::ptr::null_mut(), |lease| lease.as_ptr());
         for part in &mut parts {
-            let Some(source) = part.source else { continue };
-            let sizes = part.sizes;
+            let RightRun::Unpacked(right, source) = &part.right else { continue };
             // SAFETY: the loan is this launch's and has room for every part.
-            unsafe { self.pack_right(source, operand, &batch, sizes, place) };
-            let room = room(part);
-            part.right = part.right.clone().with_data(place);
+            unsafe { self.pack_right(source, (operand, part.packing), &batch, part.sizes, place) };
+            let room = room(right);
+            part.right = RightRun::Packed(right.clone().with_data(place));
             place = place.wrapping_add(room);
         }
 
@@ -91,9 +118,18 @@ impl LaunchContext<'_> {
         let per_item = left.sources.len() / items as usize;
         let products: Vec<Product> =
             left.sources.iter().map(|&a| Product { rows: left.rows as usize, a }).collect();
-        let b: Vec<Vec<*const u8>> = parts
+        // What each product reads of each part; one of the two lists is empty.
+        let b: Vec<(Vec<*const u8>, Vec<Matrix>)> = parts
             .iter()
-            .map(|part| (0..products.len()).map(|product| part.right.item(product / per_item)).collect())
+            .map(|part| {
+                let items = (0..products.len()).map(|product| product / per_item);
+                match &part.right {
+                    RightRun::Packed(right) | RightRun::Unpacked(right, _) => {
+                        (items.map(|item| right.item(item)).collect(), Vec::new())
+                    }
+                    RightRun::Stored(stored) => (Vec::new(), items.map(|item| stored.matrices[item]).collect()),
+                }
+            })
             .collect();
         let finish = &|part: &PartRun, tile: &Tile| {
             let first = tile.product as i64 * left.rows + tile.row as i64;
@@ -114,28 +150,32 @@ impl LaunchContext<'_> {
             .iter()
             .zip(&b)
             .zip(&finish)
-            .map(|((part, b), finish)| Part {
+            .map(|((part, (packed, matrices)), finish)| Part {
                 n: part.sizes.n,
                 segments: part.sizes.segments,
                 column_multiple: part.group,
                 packing: part.packing,
-                b,
+                b: match &part.right {
+                    RightRun::Stored(stored) => {
+                        Right::Stored { matrices, segment_stride: stored.segment_stride }
+                    }
+                    _ => Right::Packed(packed),
+                },
                 epilogue: Epilogue::Call(finish),
             })
             .collect();
-        let blocking = blocking(c);
         let problem = Gemm { isa: self.isa, operand, k, blocking, products: &products, parts: &parts };
         // SAFETY: rows and indices were checked against their buffers; packed factors have the layout of this machine.
         unsafe { gemm(self.threads, &problem) };
     }
 
-    /// The parts that have columns, with the layout of their right factors.
+    /// The parts that have columns, and where their right factors come from.
     fn parts<'a>(
         &self,
         c: &Contraction,
         compiled: &'a CompiledContraction,
         packed: &[Option<&RightFactor>],
-        batch: &[i64],
+        (batch, rows): (&[i64], i64),
     ) -> Vec<PartRun<'a>> {
         let k = self.size(c.depth) as usize;
         let mut parts = Vec::with_capacity(c.parts.len());
@@ -145,22 +185,62 @@ impl LaunchContext<'_> {
                 continue;
             }
             let sizes = FactorSizes { k, n: columns, segments, interleaved: part.interleaved };
+            let (operand, element) = (compiled.operand, compiled_part.b_element(compiled.operand));
             let packed = packed.get(number).copied().flatten();
-            let packing = Packing::of(compiled.operand, compiled_part.b_element(compiled.operand));
-            let right = packed.cloned().unwrap_or_else(|| {
-                let strides = match &compiled_part.b {
-                    Source::Load { access, .. } => self.bind(access).strides,
-                    Source::Fill(_) => vec![1; batch.len()],
-                };
-                let item_bytes = sizes.packed_bytes(self.isa, packing);
-                RightFactor::layout(&strides[..batch.len()], batch, item_bytes)
-            });
-            let source = packed.is_none().then_some(&compiled_part.b);
+            let (packing, right) = match packed {
+                Some(packed) => (Packing::of(operand, element), RightRun::Packed(packed.clone())),
+                None => {
+                    let packing = Packing::for_one_use(self.isa, operand, element);
+                    let right = self.unpacked(&compiled_part.b, sizes, packing, (batch, rows));
+                    (packing, right)
+                }
+            };
             let epilogue = self.bind_function(&compiled_part.epilogue);
             let group = part.whole_groups(1) as usize;
-            parts.push(PartRun { sizes, group, packing, right, source, epilogue });
+            parts.push(PartRun { sizes, group, packing, right, epilogue });
         }
         parts
+    }
+
+    /// How a right factor that is not packed beforehand is packed.
+    fn unpacked<'a>(
+        &self,
+        source: &'a Source,
+        sizes: FactorSizes,
+        packing: Packing,
+        (batch, rows): (&[i64], i64),
+    ) -> RightRun<'a> {
+        let bound = match source {
+            Source::Load { access, element } => Some((self.bind(access), *element)),
+            Source::Fill(_) => None,
+        };
+        let strides = bound.as_ref().map_or_else(|| vec![1; batch.len()], |(access, _)| access.strides.clone());
+        let item_bytes = sizes.packed_bytes(self.isa, packing);
+        let factor = RightFactor::layout(&strides[..batch.len()], batch, item_bytes);
+        if let Some((access, element)) = &bound {
+            // Rows that multiply the same matrix.
+            let sharing = (product(batch) / (factor.items() as i64).max(1)).saturating_mul(rows);
+            if sharing as usize <= ONE_BLOCK_ROWS {
+                return RightRun::Stored(self.stored(access, *element, batch, sizes));
+            }
+        }
+        RightRun::Unpacked(factor, source)
+    }
+
+    /// The matrices of a right factor in memory.
+    fn stored(&self, access: &BoundAccess, element: Element, batch: &[i64], sizes: FactorSizes) -> Stored {
+        let (segment_stride, col_stride) = sizes.column_strides(access.strides[batch.len() + 1] as usize);
+        let row_stride = access.strides[batch.len()] as usize;
+        let matrix = |mut item: i64| {
+            let mut at = access.offset;
+            for (&stride, &extent) in access.strides.iter().zip(batch).rev() {
+                at += item % extent * stride;
+                item /= extent;
+            }
+            let data = self.address(access.operand, at).cast_const();
+            Matrix { data, element, row_stride, col_stride }
+        };
+        Stored { matrices: (0..product(batch)).map(matrix).collect(), segment_stride }
     }
 
     /// Packs a right factor.
@@ -170,27 +250,29 @@ impl LaunchContext<'_> {
     unsafe fn pack_right(
         &self,
         source: &Source,
-        operand: Operand,
+        (operand, packing): (Operand, Packing),
         batch: &[i64],
         sizes: FactorSizes,
         destination: *mut u8,
     ) {
+        let (threads, isa) = (self.threads, self.isa);
         let fill = match source {
             Source::Load { access, element } => {
                 let bound = self.bind(access);
                 let data = self.operands[bound.operand];
+                let job = PackJob { threads, isa, packing, element: *element, access: &bound, batch, sizes };
                 // SAFETY: the access stays inside its operand; the destination is the caller's promise.
-                unsafe { pack_loaded(self, (operand, *element), &bound, batch, data, sizes, destination) };
+                unsafe { pack_items(&job, data, destination) };
                 return;
             }
             Source::Fill(fill) => *fill,
         };
         let FactorSizes { k, n, segments, .. } = sizes;
         let (depth, width) = (k as i64, (n as i64).saturating_mul(segments as i64));
-        let packing = Packing::of(operand, operand.element());
         let item_bytes = sizes.packed_bytes(self.isa, packing);
         let element = operand.element();
         let plain = self.threads.lease(k * n * segments * element.size());
+        let row_major = BoundAccess { operand: 0, offset: 0, strides: vec![width, 1] };
         for item in 0..product(batch) {
             let base = Block { data: plain.as_ptr() };
             self.for_rows(depth, width, |begin, end| {
@@ -206,15 +288,15 @@ impl LaunchContext<'_> {
                 // SAFETY: rows of the loan belong to one job each.
                 unsafe { self.call(fill, &region) }
             });
-            let source = Matrix { data: plain.as_ptr(), element, row_stride: n * segments, col_stride: 1 };
             let to = destination.wrapping_add(item as usize * item_bytes);
+            let job = PackJob { threads, isa, packing, element, access: &row_major, batch: &[], sizes };
             // SAFETY: the plain factor is complete; the place of this item is nobody else's.
-            unsafe { pack_segments(self.threads, self.isa, packing, source, sizes, to) };
+            unsafe { pack_items(&job, plain.as_ptr(), to) };
         }
     }
 
-    /// Cuts the rows of the left factor into runs with one stride or one piece of an index; `None` if that gives too many, or k is not
-    /// contiguous.
+    /// Cuts the rows of the left factor into runs with one stride or one piece of an index; `None` if that gives too many, if they run
+    /// backwards, or if k is not contiguous in gathered rows.
     fn left_rows(
         &self,
         access: &Access,
@@ -225,9 +307,11 @@ impl LaunchContext<'_> {
         let direct = self.bind(access);
         let axes: Vec<i64> = batch.iter().chain(rows).copied().collect();
         let (&along_k, outer) = direct.strides.split_last()?;
-        if (along_k != 1 && depth > 1) || outer.iter().any(|&stride| stride < 0) || direct.offset < 0 {
+        let backwards = direct.strides.iter().any(|&stride| stride < 0) || direct.offset < 0;
+        if backwards || (along_k != 1 && depth > 1 && access.indirect.is_some()) {
             return None;
         }
+        let col_stride = if depth > 1 { along_k as usize } else { 1 };
         let index =
             access.indirect.as_ref().map(|indirect| (self.bind(&indirect.index), self.size(indirect.stride)));
         // What moves from row to row of a run: the index where there is one, and then nothing else.
@@ -280,7 +364,7 @@ impl LaunchContext<'_> {
             let index =
                 index.as_ref().map(|(index, _)| self.address(index.operand, index_at).cast_const().cast());
             let data = self.address(direct.operand, element_at);
-            sources.push(RowSource::Memory { data, element, row_stride, index });
+            sources.push(RowSource::Memory { data, element, row_stride, col_stride, index });
         }
         Some(LeftRows { sources, rows: run })
     }

@@ -1,7 +1,7 @@
 //! Right factors in the micro-kernels' layout.
 
-use super::launch::{BoundAccess, LaunchContext, product};
-use crate::kernels::{Element, Isa, Matrix, Operand, Packing, pack_b, packed_bytes};
+use super::launch::{BoundAccess, product};
+use crate::kernels::{Element, Isa, Matrix, PackItem, Packing, pack_all, packed_bytes};
 use crate::threads::Threads;
 
 /// A packed right factor: one packed matrix for each distinct item of the batch.
@@ -79,32 +79,13 @@ impl FactorSizes {
     pub(crate) fn packed_bytes(&self, isa: Isa, packing: Packing) -> usize {
         packed_bytes(isa, packing, self.k, self.n) * self.segments
     }
-}
 
-/// Packs the segments of a right factor, one behind the other.
-///
-/// # Safety
-/// `source` is readable over k and the columns of all segments, `to` writable over [`FactorSizes::packed_bytes`].
-pub(crate) unsafe fn pack_segments(
-    threads: &Threads,
-    isa: Isa,
-    packing: Packing,
-    source: Matrix,
-    sizes: FactorSizes,
-    to: *mut u8,
-) {
-    let FactorSizes { k, n, segments, interleaved } = sizes;
-    if !interleaved {
-        // SAFETY: passed on.
-        unsafe { pack_b(threads, isa, packing, source, k, n, segments, to) };
-        return;
-    }
-    let bytes = packed_bytes(isa, packing, k, n);
-    for segment in 0..segments {
-        let data = source.data.wrapping_add(segment * source.col_stride * source.element.size());
-        let source = Matrix { data, col_stride: source.col_stride * segments, ..source };
-        // SAFETY: every segment has columns and a place of its own within what the caller promises.
-        unsafe { pack_b(threads, isa, packing, source, k, n, 1, to.wrapping_add(segment * bytes)) };
+    /// Elements from a column of one segment to that of the next, and from a column to the next of the same segment.
+    pub(crate) fn column_strides(&self, col_stride: usize) -> (usize, usize) {
+        match self.interleaved {
+            true => (col_stride, col_stride.wrapping_mul(self.segments)),
+            false => (col_stride.wrapping_mul(self.n), col_stride),
+        }
     }
 }
 
@@ -132,41 +113,30 @@ pub(crate) unsafe fn pack_items(job: &PackJob, data: *const u8, destination: *mu
     let varying: Vec<(i64, i64)> =
         strides.iter().copied().zip(batch.iter().copied()).filter(|(stride, _)| *stride != 0).collect();
     let items = product(&varying.iter().map(|(_, extent)| *extent).collect::<Vec<_>>());
+    let segment_bytes = packed_bytes(isa, packing, sizes.k, sizes.n);
+    let mut parts = Vec::with_capacity(items as usize * sizes.segments);
     for item in 0..items {
         let (mut at, mut rest) = (access.offset, item);
         for &(stride, extent) in varying.iter().rev() {
             at += rest % extent * stride;
             rest /= extent;
         }
-        let source = Matrix {
-            data: data.wrapping_offset(at as isize * element.size() as isize),
-            element,
-            row_stride: access.strides[batch.len()] as usize,
-            col_stride: access.strides[batch.len() + 1] as usize,
-        };
-        let to = destination.wrapping_add(item as usize * item_bytes);
-        // SAFETY: the caller vouches for both sides.
-        unsafe { pack_segments(threads, isa, packing, source, sizes, to) };
+        let col_stride = access.strides[batch.len() + 1] as usize;
+        let (segment_stride, col_stride) = sizes.column_strides(col_stride);
+        for segment in 0..sizes.segments {
+            let first = at as usize + segment.wrapping_mul(segment_stride);
+            let source = Matrix {
+                data: data.wrapping_add(first.wrapping_mul(element.size())),
+                element,
+                row_stride: access.strides[batch.len()] as usize,
+                col_stride,
+            };
+            let place = item as usize * item_bytes + segment * segment_bytes;
+            parts.push(PackItem { source, destination: destination.wrapping_add(place) });
+        }
     }
-}
-
-/// Packs the right factor of a launch that loads it.
-///
-/// # Safety
-/// As for [`pack_items`].
-pub(crate) unsafe fn pack_loaded(
-    context: &LaunchContext,
-    (operand, element): (Operand, Element),
-    access: &BoundAccess,
-    batch: &[i64],
-    data: *const u8,
-    sizes: FactorSizes,
-    destination: *mut u8,
-) {
-    let packing = Packing::of(operand, element);
-    let job = PackJob { threads: context.threads, isa: context.isa, packing, element, access, batch, sizes };
-    // SAFETY: passed on.
-    unsafe { pack_items(&job, data, destination) }
+    // SAFETY: the caller vouches for both sides.
+    unsafe { pack_all(threads, isa, packing, &parts, sizes.k, sizes.n) };
 }
 
 #[cfg(test)]

@@ -119,12 +119,10 @@ pub(super) unsafe fn store_row(source: *const f32, count: usize, data: *mut u8, 
 
 /// A stored type as a Rust type, so that conversion loops are compiled once for each.
 pub(super) trait Stored: Copy {
-    fn to_f32(self) -> f32;
+    /// Whether [`Stored::to_f32`] changes nothing.
+    const IS_F32: bool = false;
 
-    #[inline(always)]
-    fn to_bf16(self) -> u16 {
-        bf16_from_f32(self.to_f32())
-    }
+    fn to_f32(self) -> f32;
 
     /// Reads element `index`.
     ///
@@ -138,6 +136,8 @@ pub(super) trait Stored: Copy {
 }
 
 impl Stored for f32 {
+    const IS_F32: bool = true;
+
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
@@ -152,11 +152,6 @@ impl Stored for Bf16Bits {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f32_from_bf16(self.0)
-    }
-
-    #[inline(always)]
-    fn to_bf16(self) -> u16 {
-        self.0
     }
 }
 
@@ -175,12 +170,6 @@ impl Stored for i8 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f32::from(self)
-    }
-
-    /// Exact: eight significant bits are what a bf16 has.
-    #[inline(always)]
-    fn to_bf16(self) -> u16 {
-        (f32::from(self).to_bits() >> 16) as u16
     }
 }
 
@@ -226,7 +215,7 @@ mod tests {
     #[test]
     fn bytes_widen_exactly_and_saturate() {
         for value in i8::MIN..=i8::MAX {
-            assert_eq!(f32_from_bf16(value.to_bf16()), f32::from(value));
+            assert_eq!(f32_from_bf16(bf16_from_f32(f32::from(value))), f32::from(value));
         }
         let mut bytes = [0u8; 4];
         for (index, value) in [-300.0f32, 2.5, 3.5, 300.0].into_iter().enumerate() {

@@ -18,7 +18,7 @@ use std::ops::Range;
 use self::job::{Round, STREAM_BYTES, STREAM_DEPTH};
 use super::element::{Element, Operand};
 use super::isa::Isa;
-use super::pack::{PackedLayout, Packing, SendPtr};
+use super::pack::{Matrix, PackedLayout, Packing, SendPtr};
 use super::partition::{Block, blocks};
 use super::rows::{RowSource, StagedRows};
 use super::simd::{Kernels, TileFn, kernels};
@@ -61,10 +61,42 @@ pub struct Part<'a> {
     pub column_multiple: usize,
     /// How the right operands are packed.
     pub packing: Packing,
-    /// For each product its right operand: one packed [k, n] operand for each segment, one behind the other.
-    pub b: &'a [*const u8],
+    /// For each product its right operand.
+    pub b: Right<'a>,
     /// Where the sums go.
     pub epilogue: Epilogue<'a>,
+}
+
+/// The right operands of a part, one for each product.
+#[derive(Clone, Copy)]
+pub enum Right<'a> {
+    /// One packed [k, n] operand for each segment, one behind the other.
+    Packed(&'a [*const u8]),
+    /// Matrices as they are stored: each block of rows packs what it multiplies, while that is in the cache. For products of which few
+    /// blocks share a right operand.
+    Stored {
+        /// The first segment of each product, [k, n].
+        matrices: &'a [Matrix],
+        /// Elements from a column of one segment to that of the next.
+        segment_stride: usize,
+    },
+}
+
+impl Right<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Right::Packed(b) => b.len(),
+            Right::Stored { matrices, .. } => matrices.len(),
+        }
+    }
+
+    /// What products that share their right operand have in common.
+    fn address(&self, product: usize) -> *const u8 {
+        match self {
+            Right::Packed(b) => b[product],
+            Right::Stored { matrices, .. } => matrices[product].data,
+        }
+    }
 }
 
 /// Where finished sums go.
@@ -109,6 +141,10 @@ pub struct Tile {
 const ROUND_BYTES: usize = 32 << 20;
 /// Rows that one staging job copies or computes.
 const STAGE_ROWS: usize = 16;
+/// The same where rows are the contiguous axis: a few cache lines of them for each k.
+const STAGE_COLUMNS: usize = 128;
+/// Rows from which on packing a stored factor takes a small part of a job.
+const PACKING_ROWS: usize = 96;
 /// Sums of a job from which on it takes fewer rows.
 const MAX_SUMS: usize = 1 << 24;
 
@@ -152,7 +188,7 @@ pub unsafe fn gemm(threads: &Threads, problem: &Gemm) {
             staged: SendPtr(lease.as_ptr().cast()),
             workers: threads.count(),
         };
-        threads.parallel_for(rows.div_ceil(STAGE_ROWS), |job, worker| {
+        threads.parallel_for(rows.div_ceil(run.stage_rows), |job, worker| {
             // SAFETY: the rows of this job are written by it alone; the sources are the caller's promise.
             unsafe { round.stage(job, worker) };
         });
@@ -170,6 +206,8 @@ struct Run<'a> {
     kernels: &'static Kernels,
     tiles: &'static [TileFn],
     staged: StagedRows,
+    /// Rows that one staging job takes.
+    stage_rows: usize,
     blocks: Vec<Block>,
     /// Ranges of k that a block multiplies at a time.
     chunks: Vec<Range<usize>>,
@@ -193,7 +231,7 @@ impl<'a> Run<'a> {
         let kernels = kernels(problem.isa);
         let tiles = kernels.tiles(problem.operand).0;
         // All parts have the same products in common, but neighbours may share B in one part and not in another.
-        let shares = |product: usize| problem.parts.iter().all(|part| part.b[product] == part.b[product - 1]);
+        let shares = |product: usize| problem.parts.iter().all(|part| part.b.address(product) == part.b.address(product - 1));
         let mut runs: Vec<(usize, usize)> = Vec::with_capacity(problem.products.len());
         for (number, product) in problem.products.iter().enumerate() {
             let run = match runs.last() {
@@ -210,10 +248,15 @@ impl<'a> Run<'a> {
         let least = |part: &Part| least_panels(part).saturating_mul(kernels.panel_cols * part.segments);
         let grouped = problem.parts.iter().filter(|part| part.column_multiple > 1);
         let least_columns = grouped.map(least).fold(kernels.panel_cols, usize::max);
-        let mut cut = problem.blocking.fitted(rows, columns, tiles.len(), least_columns, workers);
+        // Every block of rows packs stored factors again.
+        let stored = problem.parts.iter().any(|part| matches!(part.b, Right::Stored { .. }));
+        let least_rows = if stored { PACKING_ROWS.max(tiles.len()) } else { tiles.len() };
+        let mut cut = problem.blocking.fitted(rows, columns, least_rows, least_columns, workers);
         cut.rows = cut.rows.min(MAX_SUMS / least_columns).max(tiles.len());
         let staged = StagedRows::new(kernels, problem.operand, problem.k, cut.depth);
         let chunks: Vec<Range<usize>> = (0..staged.chunks).map(|chunk| staged.range(chunk)).collect();
+        let by_columns =
+            |product: &Product| matches!(product.a, RowSource::Memory { col_stride, .. } if col_stride != 1);
         let mut jobs = 0;
         let parts = problem.parts.iter().map(|part| {
             let layout = PackedLayout::new(problem.isa, part.packing, problem.k, part.n);
@@ -231,6 +274,7 @@ impl<'a> Run<'a> {
             kernels,
             tiles,
             staged,
+            stage_rows: if problem.products.iter().any(by_columns) { STAGE_COLUMNS } else { STAGE_ROWS },
             blocks: blocks(&runs, cut.rows, tiles.len()),
             chunks,
             parts,

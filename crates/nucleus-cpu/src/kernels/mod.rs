@@ -21,10 +21,10 @@ pub use attention::{Attention, AttentionOutput, AttentionTile, HeadView, KeyMask
 pub use element::{Element, Operand, bf16_from_f32, f32_from_bf16, load_f32, store_f32};
 pub use error::KernelError;
 pub use expert_choice::{ExpertChoice, expert_choice};
-pub use gemm::{Blocking, Epilogue, Gemm, Part, Product, Tile, gemm};
+pub use gemm::{Blocking, Epilogue, Gemm, Part, Product, Right, Tile, gemm};
 pub use invert_index::{InvertIndex, invert_index};
 pub use isa::{Isa, IsaError};
-pub use pack::{Matrix, PackedLayout, Packing, pack_b, packed_bytes};
+pub use pack::{Matrix, PackItem, PackedLayout, Packing, pack_all, pack_b, packed_bytes};
 pub use rows::{RowBlock, RowSource};
 pub use simd::peak;
 pub use token_partition::{TokenPartition, partition_tokens};

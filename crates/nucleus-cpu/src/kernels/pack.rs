@@ -4,9 +4,9 @@
 //! back. A word is one f32, two bf16 of neighbouring k with the lower k in the lower half, or one i8, which is widened when
 //! it is used. What k and n lack to a full word or panel is zero.
 
-use super::element::{Bf16Bits, Element, F16Bits, Operand, Stored};
+use super::element::{Element, Operand, load_f32};
 use super::isa::Isa;
-use super::simd::kernels;
+use super::simd::{CopyArgs, Kernels, kernels};
 use crate::threads::Threads;
 
 /// A strided matrix to be packed; strides are in elements.
@@ -32,6 +32,9 @@ unsafe impl Send for Matrix {}
 pub enum Packing {
     /// f32.
     F32,
+    /// f32 that are rounded to bf16, for machines that multiply bf16 as f32: twice as large as pairs, which have to be widened
+    /// by every block of rows.
+    Rounded,
     /// Pairs of bf16.
     Bf16,
     /// i8, for f32 and for bf16 products, both of which hold it exactly.
@@ -49,17 +52,26 @@ impl Packing {
         }
     }
 
+    /// The same for a factor that is packed for one product only and need not be small.
+    #[must_use]
+    pub fn for_one_use(isa: Isa, operand: Operand, element: Element) -> Self {
+        match (Self::of(operand, element), kernels(isa).tiles(operand).1) {
+            (Self::Bf16, Operand::F32) => Self::Rounded,
+            (packing, _) => packing,
+        }
+    }
+
     /// Steps of k in a row of a panel.
     const fn row_depth(self) -> usize {
         match self {
-            Self::F32 | Self::I8 => 1,
+            Self::F32 | Self::Rounded | Self::I8 => 1,
             Self::Bf16 => 2,
         }
     }
 
     const fn word_bytes(self) -> usize {
         match self {
-            Self::F32 | Self::Bf16 => 4,
+            Self::F32 | Self::Rounded | Self::Bf16 => 4,
             Self::I8 => 1,
         }
     }
@@ -125,8 +137,8 @@ pub fn packed_bytes(isa: Isa, packing: Packing, k: usize, n: usize) -> usize {
 /// columns; both storage orders are read in cache-sized blocks.
 ///
 /// # Safety
-/// `source` must be readable over [k, segments·n]; `destination`, aligned to 4, must be writable over
-/// `segments * packed_bytes(isa, packing, k, n)` bytes that nothing else uses meanwhile.
+/// `isa` comes from [`Isa::supported`] or [`Isa::named`]. `source` must be readable over [k, segments·n]; `destination`, aligned to 4,
+/// must be writable over `segments * packed_bytes(isa, packing, k, n)` bytes that nothing else uses meanwhile.
 ///
 /// # Panics
 /// `packing` is i8 and the source is not.
@@ -141,36 +153,121 @@ pub unsafe fn pack_b(
     segments: usize,
     destination: *mut u8,
 ) {
+    let bytes = packed_bytes(isa, packing, k, n);
+    let items: Vec<PackItem> = (0..segments)
+        .map(|segment| PackItem {
+            source: source.at(0, segment * n),
+            destination: destination.wrapping_add(segment * bytes),
+        })
+        .collect();
+    // SAFETY: passed on; every segment has a place of its own.
+    unsafe { pack_all(threads, isa, packing, &items, k, n) };
+}
+
+/// One [k, n] matrix and where its panels go.
+#[derive(Clone, Copy, Debug)]
+pub struct PackItem {
+    /// What is packed.
+    pub source: Matrix,
+    /// As many bytes as [`packed_bytes`] says, aligned to 4.
+    pub destination: *mut u8,
+}
+
+// SAFETY: a description of memory; whoever packs it vouches for it (see `pack_all`).
+unsafe impl Sync for PackItem {}
+
+/// Steps of k that one packing job takes, an even number.
+const JOB_DEPTH: usize = 256;
+/// Panels that one packing job takes: stretches of rows that are long enough for the machine to fetch ahead.
+const JOB_PANELS: usize = 8;
+
+/// Packs several matrices of the same size, all in one round of jobs.
+///
+/// # Safety
+/// `isa` comes from [`Isa::supported`] or [`Isa::named`]. Every source is readable over [k, n], every destination is writable over
+/// [`packed_bytes`] that nothing else uses meanwhile.
+///
+/// # Panics
+/// `packing` is i8 and a source is not.
+pub unsafe fn pack_all(
+    threads: &Threads,
+    isa: Isa,
+    packing: Packing,
+    items: &[PackItem],
+    k: usize,
+    n: usize,
+) {
     let layout = PackedLayout::new(isa, packing, k, n);
-    assert!(packing != Packing::I8 || source.element == Element::I8, "only i8 is packed as i8");
-    let destination = SendPtr(destination);
-    threads.parallel_for(layout.panels * segments, |job, _| {
-        let (segment, panel) = (job / layout.panels, job % layout.panels);
-        let first = panel * layout.panel_cols;
-        let block = PanelBlock {
-            source: source.at(0, segment * n + first),
-            k,
-            cols: layout.panel_cols.min(n - first),
-            steps: layout.rows,
-            panel_cols: layout.panel_cols,
-        };
-        // SAFETY: panel `job` of `destination` belongs to this job; the source range is the caller's promise.
-        unsafe {
-            let panel = destination.get().add(job * layout.panel_bytes());
-            match packing {
-                Packing::F32 => pack_panel(Operand::F32, &block, panel.cast()),
-                Packing::Bf16 => pack_panel(Operand::Bf16, &block, panel.cast()),
-                Packing::I8 => pack_bytes(&block, panel),
+    let bytes = |item: &PackItem| packing == Packing::I8 && item.source.element != Element::I8;
+    assert!(!items.iter().any(bytes), "only i8 is packed as i8");
+    let kernels = kernels(isa);
+    let (blocks, groups) = (k.div_ceil(JOB_DEPTH), layout.panels.div_ceil(JOB_PANELS));
+    threads.parallel_for(items.len() * blocks * groups, |job, _| {
+        let (item, job) = (items[job / (blocks * groups)], job % (blocks * groups));
+        let (group, block) = (job / blocks, job % blocks);
+        let block = block * JOB_DEPTH..k.min((block + 1) * JOB_DEPTH);
+        for first in block.clone().step_by(TILE_DEPTH) {
+            for panel in group * JOB_PANELS..layout.panels.min((group + 1) * JOB_PANELS) {
+                let col = panel * layout.panel_cols;
+                let tile = PanelTile {
+                    source: item.source.at(first, col),
+                    k: TILE_DEPTH.min(block.end - first),
+                    cols: layout.panel_cols.min(n - col),
+                    panel_cols: layout.panel_cols,
+                };
+                let at = panel * layout.panel_bytes() + first / layout.row_depth * layout.row_bytes;
+                // SAFETY: these rows of this panel belong to this job; the source range is the caller's promise.
+                unsafe { pack_tile(kernels, packing, &tile, item.destination.wrapping_add(at)) };
             }
-        };
+        }
     });
 }
 
 impl Matrix {
     /// The matrix that begins at element [row, col] of this one.
     pub(super) fn at(&self, row: usize, col: usize) -> Self {
-        let offset = (row * self.row_stride + col * self.col_stride) * self.element.size();
-        Self { data: self.data.wrapping_add(offset), ..*self }
+        let offset = row.wrapping_mul(self.row_stride).wrapping_add(col.wrapping_mul(self.col_stride));
+        let data = self.data.wrapping_add(offset.wrapping_mul(self.element.size()));
+        Self { data, ..*self }
+    }
+
+    /// Copies a block of `rows` × `cols` as f32, `stride` from one row of the destination to the next.
+    ///
+    /// # Safety
+    /// The matrix is readable and `destination` writable over the block; `kernels` fits the machine.
+    pub(super) unsafe fn copy_block(
+        &self,
+        kernels: &Kernels,
+        (rows, cols): (usize, usize),
+        destination: *mut f32,
+        stride: usize,
+    ) {
+        let args = |source_stride, rows, cols| CopyArgs {
+            source: self.data,
+            source_stride,
+            rows,
+            cols,
+            destination,
+            destination_stride: stride,
+        };
+        let (along_rows, along_cols) = (args(self.row_stride, rows, cols), args(self.col_stride, cols, rows));
+        // SAFETY: the block is the caller's promise.
+        unsafe {
+            match (self.element, self.row_stride, self.col_stride) {
+                (Element::F32, _, 1) => (kernels.copy_f32)(&along_rows),
+                (Element::Bf16, _, 1) => (kernels.copy_bf16)(&along_rows),
+                (Element::F32, 1, _) => (kernels.transpose_f32)(&along_cols),
+                (Element::Bf16, 1, _) => (kernels.transpose_bf16)(&along_cols),
+                _ => {
+                    for col in 0..cols {
+                        for row in 0..rows {
+                            let value = load_f32(self.at(row, col).data, self.element, 0);
+                            destination.add(row * stride + col).write(value);
+                        }
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -189,121 +286,79 @@ unsafe impl<T> Sync for SendPtr<T> {}
 // SAFETY: as above.
 unsafe impl<T> Send for SendPtr<T> {}
 
-/// Part of one panel: `steps` panel rows from `k` rows and `cols` columns of the source, zero where it ends.
-pub(super) struct PanelBlock {
+/// Steps of k that are packed at a time, an even number: their part of a panel stays in the first-level cache.
+pub(super) const TILE_DEPTH: usize = 64;
+/// The most columns of a panel.
+const MOST_COLS: usize = 32;
+
+/// Part of one panel: `k` steps, at most [`TILE_DEPTH`], of `cols` columns, which may be fewer than the panel has.
+pub(super) struct PanelTile {
     pub(super) source: Matrix,
     pub(super) k: usize,
     pub(super) cols: usize,
-    pub(super) steps: usize,
     pub(super) panel_cols: usize,
 }
 
+/// Packs part of one panel.
+///
 /// # Safety
-/// The source of `block` is readable over [k, cols], `destination` writable over `steps * panel_cols` words.
-pub(super) unsafe fn pack_panel(operand: Operand, block: &PanelBlock, destination: *mut u32) {
-    // SAFETY: passed on.
-    unsafe {
-        match (operand, block.source.element) {
-            (Operand::F32, Element::F32) => pack_typed::<f32, false>(block, destination),
-            (Operand::F32, Element::Bf16) => pack_typed::<Bf16Bits, false>(block, destination),
-            (Operand::F32, Element::F16) => pack_typed::<F16Bits, false>(block, destination),
-            (Operand::F32, Element::I8) => pack_typed::<i8, false>(block, destination),
-            (Operand::Bf16, Element::F32) => pack_typed::<f32, true>(block, destination),
-            (Operand::Bf16, Element::Bf16) => pack_typed::<Bf16Bits, true>(block, destination),
-            (Operand::Bf16, Element::F16) => pack_typed::<F16Bits, true>(block, destination),
-            (Operand::Bf16, Element::I8) => pack_typed::<i8, true>(block, destination),
-        }
-    }
-}
-
-/// Steps that a blocked transposition handles at a time: 32 columns × 16 words are 2 KB of the panel.
-const BLOCK: usize = 16;
-
-unsafe fn pack_typed<T: Stored, const PAIRS: bool>(block: &PanelBlock, destination: *mut u32) {
-    let (k, cols, width) = (block.k, block.cols, block.panel_cols);
-    let whole_steps = if PAIRS { k / 2 } else { k };
-    // SAFETY: columns run below `cols`, k below `k`, words below `steps * width`.
-    unsafe {
-        if block.source.col_stride == 1 {
-            for step in 0..whole_steps {
-                let line = destination.add(step * width);
-                (0..cols).for_each(|col| line.add(col).write(word::<T, PAIRS>(block, step, col, 1)));
+/// The source of `tile` is readable over [k, cols], `destination` writable over as many panel rows as k steps take.
+pub(super) unsafe fn pack_tile(kernels: &Kernels, packing: Packing, tile: &PanelTile, destination: *mut u8) {
+    let (k, cols, width) = (tile.k, tile.cols, tile.panel_cols);
+    debug_assert!(k <= TILE_DEPTH && width <= MOST_COLS, "a tile of {k} × {width}");
+    let fill = |to: *mut f32| {
+        // SAFETY: `to` has room for k rows of the panel's width.
+        unsafe {
+            tile.source.copy_block(kernels, (k, cols), to, width);
+            if cols < width {
+                (0..k).for_each(|row| std::ptr::write_bytes(to.add(row * width + cols), 0, width - cols));
             }
-        } else {
-            for first in (0..whole_steps).step_by(BLOCK) {
-                for col in 0..cols {
-                    for step in first..whole_steps.min(first + BLOCK) {
-                        let word = word::<T, PAIRS>(block, step, col, block.source.col_stride);
-                        destination.add(step * width + col).write(word);
-                    }
+        }
+    };
+    // SAFETY: the rows lie within the destination; the buffer of pairs has one row more than k may be.
+    unsafe {
+        match packing {
+            Packing::F32 => fill(destination.cast()),
+            Packing::Rounded => {
+                fill(destination.cast());
+                if tile.source.element != Element::Bf16 {
+                    (kernels.round)(destination.cast(), k * width);
                 }
             }
-        }
-        if whole_steps < block.steps || cols < width {
-            zero_padding(block, whole_steps, destination);
-        }
-        if PAIRS && k % 2 == 1 {
-            for col in 0..cols {
-                let at = (k - 1) * block.source.row_stride + col * block.source.col_stride;
-                let last = T::read(block.source.data, at).to_bf16();
-                destination.add(whole_steps * width + col).write(u32::from(last));
+            Packing::Bf16 => {
+                let mut plain = [std::mem::MaybeUninit::<f32>::uninit(); TILE_DEPTH * MOST_COLS];
+                let plain = plain.as_mut_ptr().cast::<f32>();
+                fill(plain);
+                if k % 2 == 1 {
+                    std::ptr::write_bytes(plain.add(k * width), 0, width);
+                }
+                (kernels.pair)(plain, k.div_ceil(2), width, destination.cast());
             }
+            Packing::I8 => pack_bytes(tile, destination),
         }
     }
 }
 
-/// A panel of bytes.
-unsafe fn pack_bytes(block: &PanelBlock, destination: *mut u8) {
-    let (cols, width) = (block.cols, block.panel_cols);
-    let Matrix { data, row_stride, col_stride, .. } = block.source;
+/// Part of a panel of bytes.
+unsafe fn pack_bytes(tile: &PanelTile, destination: *mut u8) {
+    let (cols, width) = (tile.cols, tile.panel_cols);
+    let Matrix { data, row_stride, col_stride, .. } = tile.source;
     // SAFETY: columns run below `cols`, k below `k`, bytes below `k * width`.
     unsafe {
-        for first in (0..block.k).step_by(BLOCK) {
-            let end = block.k.min(first + BLOCK);
-            if col_stride == 1 {
-                for k in first..end {
-                    let line = destination.add(k * width);
-                    std::ptr::copy_nonoverlapping(data.add(k * row_stride), line, cols);
-                }
-            } else {
-                for col in 0..cols {
-                    for k in first..end {
-                        destination.add(k * width + col).write(*data.add(k * row_stride + col * col_stride));
-                    }
-                }
+        if col_stride == 1 {
+            for k in 0..tile.k {
+                let from = data.wrapping_add(k.wrapping_mul(row_stride));
+                std::ptr::copy_nonoverlapping(from, destination.add(k * width), cols);
             }
-            for k in first..end {
-                std::ptr::write_bytes(destination.add(k * width + cols), 0, width - cols);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn word<T: Stored, const PAIRS: bool>(
-    block: &PanelBlock,
-    step: usize,
-    col: usize,
-    col_stride: usize,
-) -> u32 {
-    let row_stride = block.source.row_stride;
-    // SAFETY: the caller stays within [k, cols].
-    unsafe {
-        let read = |row: usize| T::read(block.source.data, row * row_stride + col * col_stride);
-        if PAIRS {
-            u32::from(read(2 * step).to_bf16()) | u32::from(read(2 * step + 1).to_bf16()) << 16
         } else {
-            read(step).to_f32().to_bits()
+            for col in 0..cols {
+                for k in 0..tile.k {
+                    destination.add(k * width + col).write(*tile.source.at(k, col).data);
+                }
+            }
         }
-    }
-}
-
-unsafe fn zero_padding(block: &PanelBlock, whole_steps: usize, destination: *mut u32) {
-    for step in 0..block.steps {
-        let first = if step < whole_steps { block.cols } else { 0 };
-        for col in first..block.panel_cols {
-            // SAFETY: within the panel.
-            unsafe { destination.add(step * block.panel_cols + col).write(0) };
+        for k in 0..tile.k {
+            std::ptr::write_bytes(destination.add(k * width + cols), 0, width - cols);
         }
     }
 }
@@ -311,13 +366,14 @@ unsafe fn zero_padding(block: &PanelBlock, whole_steps: usize, destination: *mut
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::element::{bf16_from_f32, store_f32};
+    use crate::kernels::element::{bf16_from_f32, round_to_bf16, store_f32};
 
     /// Column `col` of row `row` as the layout promises it, in the low bytes.
     fn expected(packing: Packing, value: impl Fn(usize) -> f32, k: usize, row: usize) -> u32 {
         let at = |row: usize| if row < k { value(row) } else { 0.0 };
         match packing {
             Packing::F32 => at(row).to_bits(),
+            Packing::Rounded => round_to_bf16(at(row)).to_bits(),
             Packing::Bf16 => {
                 u32::from(bf16_from_f32(at(2 * row))) | u32::from(bf16_from_f32(at(2 * row + 1))) << 16
             }
@@ -328,13 +384,16 @@ mod tests {
     #[test]
     fn both_storage_orders_and_all_types_give_the_documented_layout() {
         let threads = Threads::new(2).unwrap();
-        let (k, n, segments) = (37, 45, 2);
+        let (k, n, segments) = (301, 45, 2);
         // Every stored type holds these exactly.
         let value = |row: usize, col: usize| ((row * 31 + col * 17) % 200) as f32 - 99.0;
         for isa in Isa::supported() {
-            for (operand, element) in [Operand::F32, Operand::Bf16].into_iter().flat_map(|operand| {
-                [Element::F32, Element::Bf16, Element::F16, Element::I8].map(|element| (operand, element))
-            }) {
+            let packings = |element| {
+                let packing = |operand| Packing::of(operand, element);
+                [packing(Operand::F32), packing(Operand::Bf16), Packing::Rounded].map(|to| (to, element))
+            };
+            let elements = [Element::F32, Element::Bf16, Element::F16, Element::I8];
+            for (packing, element) in elements.into_iter().flat_map(packings) {
                 for (row_stride, col_stride) in [(segments * n + 3, 1), (1, k + 5), (2 * n * segments, 2)] {
                     let mut stored = vec![0u8; 4 * (k * row_stride + n * segments * col_stride)];
                     for row in 0..k {
@@ -345,7 +404,6 @@ mod tests {
                         }
                     }
                     let source = Matrix { data: stored.as_ptr(), element, row_stride, col_stride };
-                    let packing = Packing::of(operand, element);
                     let layout = PackedLayout::new(isa, packing, k, n);
                     let mut packed = vec![0xdead_beefu32; (segments * layout.bytes()).div_ceil(4)];
                     let to = packed.as_mut_ptr().cast();

@@ -3,14 +3,14 @@
 use std::ops::Range;
 
 use super::element::{Element, Operand, load_f32, store_f32};
-use super::pack::steps;
+use super::pack::{Matrix, steps};
 use super::simd::Kernels;
 use crate::threads::Worker;
 
 /// Where the rows of A come from.
 #[derive(Clone, Copy)]
 pub enum RowSource<'a> {
-    /// Rows in memory, k contiguous in each. They are converted to the operand type where they have another.
+    /// Rows in memory. They are converted to the operand type where they have another.
     Memory {
         /// Element [0, 0].
         data: *const u8,
@@ -18,6 +18,8 @@ pub enum RowSource<'a> {
         element: Element,
         /// Elements from one row to the next.
         row_stride: usize,
+        /// Elements from one k to the next. Where it is not 1 but `row_stride` is, blocks are transposed.
+        col_stride: usize,
         /// Row r of the product is row `index[r]` of `data`; without it, row r. Not negative.
         index: Option<*const i32>,
     },
@@ -118,7 +120,22 @@ impl StagedRows {
         // SAFETY: rows stay below `count`, elements below k; the rest is the caller's promise.
         unsafe {
             match *source {
-                RowSource::Memory { data, element, row_stride, index } => {
+                RowSource::Memory { data, element, row_stride, col_stride, index } if col_stride != 1 => {
+                    let matrix = Matrix { data, element, row_stride, col_stride };
+                    match index {
+                        None => {
+                            let block = matrix.at(row, 0);
+                            self.stage_block(kernels, &block, count, base, (place, rows), worker);
+                        }
+                        Some(index) => {
+                            for r in 0..count {
+                                let block = matrix.at(index.add(row + r).read() as usize, 0);
+                                self.stage_block(kernels, &block, 1, base, (place + r, rows), worker);
+                            }
+                        }
+                    }
+                }
+                RowSource::Memory { data, element, row_stride, index, .. } => {
                     for r in 0..count {
                         let from = index.map_or(row + r, |index| index.add(row + r).read() as usize);
                         let from = data.add(from * row_stride * element.size());
@@ -141,6 +158,40 @@ impl StagedRows {
                     }
                 }
             }
+        }
+    }
+
+    /// Copies or transposes rows whose k are not contiguous.
+    unsafe fn stage_block(
+        &self,
+        kernels: &Kernels,
+        block: &Matrix,
+        count: usize,
+        base: *mut u32,
+        place: (usize, usize),
+        worker: &mut Worker,
+    ) {
+        let rounds = self.operand == Operand::Bf16 && block.element != Element::Bf16;
+        // SAFETY: the chunks cover the rows' k elements; the caller vouches for both sides.
+        unsafe {
+            for range in (0..self.chunks).map(|chunk| self.range(chunk)) {
+                let (source, to) = (block.at(0, range.start), self.at(base, place, range.start));
+                if self.words == Operand::F32 {
+                    source.copy_block(kernels, (count, range.len()), to.cast(), self.stride);
+                    if rounds {
+                        (0..count).for_each(|r| (kernels.round)(to.add(r * self.stride).cast(), range.len()));
+                    }
+                    continue;
+                }
+                let plain_stride = range.len().next_multiple_of(LINE_WORDS);
+                let plain = worker.scratch(FILL_SLOT, 4 * count * plain_stride).cast::<f32>();
+                source.copy_block(kernels, (count, range.len()), plain, plain_stride);
+                for r in 0..count {
+                    let halves = to.add(r * self.stride).cast();
+                    (kernels.f32_to_bf16)(plain.add(r * plain_stride), range.len(), halves);
+                }
+            }
+            (0..count).for_each(|r| self.pad(base, (place.0 + r, place.1)));
         }
     }
 

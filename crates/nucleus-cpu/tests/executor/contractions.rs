@@ -512,3 +512,56 @@ fn a_left_factor_may_be_bytes() {
     // Sums of products of bytes below 2²⁴ are exact.
     check(&Case { text, dims: &[], tolerance: 0.0, ..DEFAULT });
 }
+
+/// `z = x y` for batches of matrices that lie by rows or by columns, with factors rounded to `dtype` where they are packed.
+fn changing(dtype: &str, a: &str, b: &str) -> String {
+    format!(
+        "
+    dim G, M, K, N;
+    input x: f32[G, M, K] per step;
+    input y: f32[G, K, N] per step;
+    output z: f32[G, M, N];
+    buffer b0: f32[G, M, K] input 0;
+    buffer b1: f32[G, K, N] input 1;
+    buffer b2: f32[G, M, N] output 0;
+    kernel k0(read f32, read f32, write f32) sizes 7 matmul {dtype} {{
+        batch s0;
+        rows s1;
+        columns s3; segments 1; depth s2;
+        a {{ v0 = load {a}; v1 = cast(v0, {dtype}); return v1; }}
+        b {{ v0 = load {b}; v1 = cast(v0, {dtype}); return v1; }}
+        epilogue {{
+            v0 = accumulator 0;
+            store o2[s6*i0 + s3*i1 + i2] = v0;
+        }}
+    }}
+    launch k0(b0, b1, b2) sizes G, M, K, N, K*M, K*N, M*N per step;
+"
+    )
+}
+
+#[test]
+fn changing_factors_of_all_orders() {
+    let left = ["o0[s4*i0 + s2*i1 + i2]", "o0[s4*i0 + i1 + s1*i2]"];
+    let right = ["o1[s5*i0 + s3*i1 + i2]", "o1[s5*i0 + i1 + s2*i2]", "o1[i1 + s2*i2]"];
+    for dtype in ["f32", "bf16"] {
+        for (a, b) in left.into_iter().flat_map(|a| right.map(|b| (a, b))) {
+            let text = changing(dtype, a, b);
+            // In one block of rows and in several.
+            for [g, m, k, n] in [[1, 1, 1, 1], [3, 37, 70, 33], [2, 70, 33, 130], [1, 600, 19, 35]] {
+                let dims = [("G", g), ("M", m), ("K", k), ("N", n)];
+                check(&Case { text: &text, dims: &dims, tolerance: 1e-5, ..DEFAULT });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_matrix_times_itself_transposed() {
+    // Both factors are one operand.
+    let text = changing("f32", "o0[s4*i0 + s2*i1 + i2]", "o0[s4*i0 + i1 + s2*i2]");
+    for [g, m, k] in [[3, 37, 70], [1, 70, 19]] {
+        let dims = [("G", g), ("M", m), ("K", k), ("N", m)];
+        check(&Case { text: &text, dims: &dims, tolerance: 1e-5, ..DEFAULT });
+    }
+}

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::{Epilogue, PartLayout, Run, STAGE_ROWS, Tile};
+use super::{Epilogue, PartLayout, Right, Run, Tile};
 use crate::kernels::element::{Operand, store_row};
-use crate::kernels::pack::{Packing, SendPtr};
+use crate::kernels::pack::{Matrix, Packing, PanelTile, SendPtr, TILE_DEPTH, pack_tile};
 use crate::kernels::partition::{Block, part, pieces};
 use crate::kernels::simd::{Ahead, TileArgs, TileFn};
 use crate::threads::Worker;
@@ -21,6 +21,7 @@ pub(super) const STREAM_DEPTH: usize = 256;
 
 const SUMS_SLOT: usize = 1;
 const WIDE_SLOT: usize = 2;
+const PACK_SLOT: usize = 3;
 
 /// Blocks whose rows are staged together.
 pub(super) struct Round<'a> {
@@ -49,6 +50,14 @@ struct Step {
     chunk: usize,
     segment: usize,
     panel: usize,
+}
+
+/// The right operand of a step.
+enum RightChunk {
+    /// Whole rows of a panel.
+    Packed(*const u8),
+    /// What they are packed from.
+    Stored(PanelTile),
 }
 
 /// The steps of a job in their order.
@@ -86,8 +95,8 @@ impl Round<'_> {
     pub(super) unsafe fn stage(&self, job: usize, worker: &mut Worker) {
         let run = self.run;
         let products = run.problem.products;
-        let begin = job * STAGE_ROWS;
-        let rows = STAGE_ROWS.min(self.rows - begin);
+        let begin = job * run.stage_rows;
+        let rows = run.stage_rows.min(self.rows - begin);
         // Find the job's first row by walking from the round's first.
         let rows_of = |product: usize| products[product].rows;
         let mut position = (self.first.product, self.first.product_row + begin);
@@ -152,7 +161,7 @@ impl Round<'_> {
             };
             let to = sums.wrapping_add(step.segment * segment_stride + step.panel * layout.panel_cols);
             // SAFETY: the step lies within the packed operand, the sums within the scratch.
-            unsafe { self.step(&job, &steps, step, (to, row_stride), next, worker) };
+            unsafe { self.step(&job, &steps, step, (to, row_stride), &next, worker) };
             match after {
                 Some(after) => step = after,
                 None => break,
@@ -169,13 +178,67 @@ impl Round<'_> {
         }
     }
 
-    /// Where the right operand of a step begins.
-    fn right_factor(&self, job: &Job, steps: &Steps, step: Step) -> *const u8 {
+    /// The right operand of a step.
+    fn right_factor(&self, job: &Job, steps: &Steps, step: Step) -> RightChunk {
+        let part = &self.run.problem.parts[job.part];
         let layout = &self.run.parts[job.part].layout;
-        let panel = step.segment * layout.panels + job.first_panel + step.panel;
-        let row = steps.chunks[step.chunk].start / layout.row_depth;
-        let b = self.run.problem.parts[job.part].b[job.block.product];
-        b.wrapping_add(panel * layout.panel_bytes() + row * layout.row_bytes)
+        let panel = job.first_panel + step.panel;
+        let range = &steps.chunks[step.chunk];
+        match part.b {
+            Right::Packed(b) => {
+                let panel = step.segment * layout.panels + panel;
+                let at = panel * layout.panel_bytes() + range.start / layout.row_depth * layout.row_bytes;
+                RightChunk::Packed(b[job.block.product].wrapping_add(at))
+            }
+            Right::Stored { matrices, segment_stride } => {
+                let Matrix { data, element, .. } = matrices[job.block.product];
+                let segment = step.segment.wrapping_mul(segment_stride).wrapping_mul(element.size());
+                let matrix = Matrix { data: data.wrapping_add(segment), ..matrices[job.block.product] };
+                let col = panel * layout.panel_cols;
+                RightChunk::Stored(PanelTile {
+                    source: matrix.at(range.start, col),
+                    k: range.len(),
+                    cols: layout.panel_cols.min(part.n - col),
+                    panel_cols: layout.panel_cols,
+                })
+            }
+        }
+    }
+
+    /// The chunk as it is packed.
+    unsafe fn packed(&self, chunk: &RightChunk, part: usize, worker: &mut Worker) -> *const u8 {
+        let tile = match chunk {
+            RightChunk::Packed(at) => return *at,
+            RightChunk::Stored(tile) => tile,
+        };
+        let (kernels, layout) = (self.run.kernels, &self.run.parts[part].layout);
+        let packing = self.run.problem.parts[part].packing;
+        let packed = worker.scratch(PACK_SLOT, tile.k.div_ceil(layout.row_depth) * layout.row_bytes);
+        for first in (0..tile.k).step_by(TILE_DEPTH) {
+            let source = tile.source.at(first, 0);
+            let piece = PanelTile { source, k: TILE_DEPTH.min(tile.k - first), ..*tile };
+            // SAFETY: the chunk lies within the operand, the piece within the scratch.
+            unsafe {
+                let to = packed.add(first / layout.row_depth * layout.row_bytes);
+                pack_tile(kernels, packing, &piece, to);
+            }
+        }
+        packed
+    }
+
+    /// Fetches one strip's share of a chunk that will be packed.
+    fn fetch_stored(&self, tile: &PanelTile, strips: usize, strip: usize) {
+        let Matrix { element, row_stride, col_stride, .. } = tile.source;
+        let size = element.size();
+        let (lines, stride, bytes) = match (row_stride, col_stride) {
+            (_, 1) => (part(tile.k, strips, strip), row_stride, tile.cols),
+            (1, _) => (part(tile.cols, strips, strip), col_stride, tile.k),
+            _ => return,
+        };
+        let stride = stride.wrapping_mul(size);
+        let first = tile.source.data.wrapping_add(lines.start.wrapping_mul(stride));
+        // SAFETY: the table fits the machine; nothing is read.
+        unsafe { (self.run.kernels.prefetch_rows)(first, stride, lines.len(), bytes * size) };
     }
 
     /// Adds one chunk of one panel to the sums of all rows of a block, while fetching what comes next.
@@ -185,7 +248,7 @@ impl Round<'_> {
         steps: &Steps,
         step: Step,
         (sums, row_stride): (*mut f32, usize),
-        next: *const u8,
+        next: &RightChunk,
         worker: &mut Worker,
     ) {
         let run = self.run;
@@ -194,11 +257,12 @@ impl Round<'_> {
         let strips = &job.block.strips;
         let b_rows = range.len().div_ceil(layout.row_depth);
         let words = staged.words_of(range.len());
-        let b = self.right_factor(job, steps, step);
+        let chunk = self.right_factor(job, steps, step);
         let packing = run.problem.parts[job.part].packing;
         let first_row = job.block.first_row - self.first.first_row;
         // SAFETY: the part of b is whole, and strips lie within the staged rows and the sums. Fetching ahead reads nothing.
         unsafe {
+            let b = self.packed(&chunk, job.part, worker);
             let (tiles, b) = self.right(packing, (b, b_rows, layout.panel_cols), strips.len(), worker);
             // Every strip fetches its share of B, so that the memory is asked evenly, and a share of its own rows of A for the
             // next chunk; the other steps of this chunk fetch the rest.
@@ -214,10 +278,19 @@ impl Round<'_> {
             let mut to = sums;
             for (strip, &rows) in strips.iter().enumerate() {
                 let a = staged.at(self.staged.get(), (row, self.rows), range.start);
-                let next_b = Ahead { at: next.wrapping_add(strip * fetches * share), stride: share };
+                let next_b = match next {
+                    RightChunk::Packed(next) => {
+                        Ahead { at: next.wrapping_add(strip * fetches * share), stride: share }
+                    }
+                    RightChunk::Stored(next) => {
+                        self.fetch_stored(next, strips.len(), strip);
+                        // What is near anyway.
+                        Ahead { at: to.cast_const().cast(), stride: 0 }
+                    }
+                };
                 let second = if steps.panel_by_panel {
                     // A row of B may be two lines, and A stays in the cache.
-                    Ahead { at: next_b.at.wrapping_add(share / 2), stride: share }
+                    Ahead { at: next_b.at.wrapping_add(next_b.stride / 2), stride: next_b.stride }
                 } else {
                     let next_a = staged.next_chunk(self.staged.get(), (row, self.rows), range.start);
                     Ahead {
@@ -253,7 +326,9 @@ impl Round<'_> {
         // SAFETY: the scratch has room for the widened chunk, the source holds whole rows.
         unsafe {
             match (packing, self.run.staged.words) {
-                (Packing::F32, Operand::F32) | (Packing::Bf16, Operand::Bf16) => (self.run.tiles, b.cast()),
+                (Packing::F32 | Packing::Rounded, Operand::F32) | (Packing::Bf16, Operand::Bf16) => {
+                    (self.run.tiles, b.cast())
+                }
                 (Packing::Bf16, Operand::F32) if strips < WIDEN_STRIPS => (kernels.widening_tiles, b.cast()),
                 (Packing::Bf16, Operand::F32) => {
                     let wide = worker.scratch(WIDE_SLOT, 8 * b_rows * cols);
@@ -271,8 +346,10 @@ impl Round<'_> {
                     (kernels.pair_i8)(b.cast(), b_rows, wide.cast());
                     (self.run.tiles, wide.cast_const().cast())
                 }
-                // f32 weights are packed as bf16 where bf16 is multiplied.
-                (Packing::F32, Operand::Bf16) => unreachable!("an f32 panel for bf16 products"),
+                // What is multiplied as pairs is packed as pairs.
+                (Packing::F32 | Packing::Rounded, Operand::Bf16) => {
+                    unreachable!("an f32 panel for products of pairs")
+                }
             }
         }
     }

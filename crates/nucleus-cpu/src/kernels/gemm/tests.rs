@@ -55,7 +55,7 @@ fn product(
     let outputs = [c.as_mut_ptr().cast()];
     let epilogue = Epilogue::Store { outputs: &outputs, element: Element::F32, row_stride: n };
     let part =
-        Part { n, segments: 1, column_multiple: 1, packing: Packing::of(kind.0, kind.1), b: &[b], epilogue };
+        Part { n, segments: 1, column_multiple: 1, packing: Packing::of(kind.0, kind.1), b: Right::Packed(&[b]), epilogue };
     let products = [Product { rows: m, a }];
     let blocking = Blocking::default();
     let problem = Gemm { isa, operand: kind.0, k, blocking, products: &products, parts: &[part] };
@@ -82,7 +82,7 @@ fn everything(mut body: impl FnMut(Isa, Kind)) {
 }
 
 fn rows_of(a: &[f32], k: usize) -> RowSource<'static> {
-    RowSource::Memory { data: a.as_ptr().cast(), element: Element::F32, row_stride: k, index: None }
+    RowSource::Memory { data: a.as_ptr().cast(), element: Element::F32, row_stride: k, col_stride: 1, index: None }
 }
 
 #[test]
@@ -174,6 +174,7 @@ impl Grouped {
             data: self.a.as_ptr().cast(),
             element: Element::F32,
             row_stride: k,
+            col_stride: 1,
             index: Some(self.index.as_ptr()),
         };
         let source = |product| if Self::is_computed(product) { RowSource::Fill(&fill) } else { gathered };
@@ -220,7 +221,7 @@ impl Grouped {
                 segments: self.parts[part].1,
                 column_multiple: 1,
                 packing: Packing::of(kind.0, kind.1),
-                b: &right[part],
+                b: Right::Packed(&right[part]),
                 epilogue: Epilogue::Call(if part == 0 { &first } else { &second }),
             })
             .collect();
@@ -342,7 +343,7 @@ fn stored_types_are_rounded_to_the_operand_type() {
                 // SAFETY: four bytes for each element.
                 unsafe { store_f32(stored.as_mut_ptr(), element, at, value) };
             }
-            let a = RowSource::Memory { data: stored.as_ptr(), element, row_stride: k, index: None };
+            let a = RowSource::Memory { data: stored.as_ptr(), element, row_stride: k, col_stride: 1, index: None };
             let c = product(&threads, isa, kind, a, packed.as_ptr(), [m, k, n]);
             for row in 0..m {
                 for col in 0..n {
@@ -380,6 +381,7 @@ fn tiles_have_whole_groups_of_columns() {
                 data: a.as_ptr().cast(),
                 element: Element::F32,
                 row_stride: k,
+                col_stride: 1,
                 index: None,
             };
             let part = Part {
@@ -387,7 +389,7 @@ fn tiles_have_whole_groups_of_columns() {
                 segments,
                 column_multiple,
                 packing: Packing::of(Operand::F32, Element::F32),
-                b: &[packed.as_ptr().cast_const()],
+                b: Right::Packed(&[packed.as_ptr().cast_const()]),
                 epilogue: Epilogue::Call(&call),
             };
             let blocking = Blocking { rows: 24, columns: 40, depth: 64 };
@@ -397,6 +399,138 @@ fn tiles_have_whole_groups_of_columns() {
             // SAFETY: the operands have the sizes of the problem.
             unsafe { gemm(&threads, &problem) };
             assert!(seen.into_inner().unwrap().iter().all(|count| *count == 1));
+        }
+    }
+}
+
+/// Products of matrices as they are stored, of two segments each.
+struct StoredFactors {
+    sizes: [usize; 3],
+    /// Strides of the left factor's rows and columns, and of the right one's.
+    a: (usize, usize),
+    b: (usize, usize),
+    element: Element,
+    left: Vec<u8>,
+    right: Vec<u8>,
+}
+
+impl StoredFactors {
+    const SEGMENTS: usize = 2;
+
+    /// `transposed`: columns are the contiguous axis. Neither has the stride 1 if `loose`.
+    fn new(sizes: [usize; 3], element: Element, [a, b, loose]: [bool; 3]) -> Self {
+        let [m, k, n] = sizes;
+        let strides = |transposed: bool, rows: usize, cols: usize| match (transposed, loose) {
+            (false, false) => (cols + 3, 1),
+            (true, false) => (1, rows + 5),
+            (false, true) => (2 * cols, 2),
+            (true, true) => (3, 3 * rows + 1),
+        };
+        let stored = |seed, (row_stride, col_stride): (usize, usize), rows: usize, cols: usize| {
+            let mut bytes = vec![0u8; 4 * (rows * row_stride + cols * col_stride)];
+            for (row, col) in (0..rows).flat_map(|row| (0..cols).map(move |col| (row, col))) {
+                let (at, value) = (row * row_stride + col * col_stride, value(seed, row * cols + col));
+                let value = if element == Element::I8 { value * 100.0 } else { value };
+                // SAFETY: four bytes for each element.
+                unsafe { store_f32(bytes.as_mut_ptr(), element, at, value) };
+            }
+            bytes
+        };
+        let (a, b) = (strides(a, m, k), strides(b, k, Self::SEGMENTS * n));
+        let (left, right) = (stored(7, a, m, k), stored(8, b, k, Self::SEGMENTS * n));
+        Self { sizes, a, b, element, left, right }
+    }
+
+    fn right(&self) -> Matrix {
+        Matrix {
+            data: self.right.as_ptr(),
+            element: self.element,
+            row_stride: self.b.0,
+            col_stride: self.b.1,
+        }
+    }
+
+    fn run(&self, threads: &Threads, isa: Isa, operand: Operand, packing: Packing, b: Right) -> Vec<f32> {
+        let [m, k, n] = self.sizes;
+        // Rows of bytes are gathered, last first: index and strides together.
+        let index: Vec<i32> = (0..m as i32).rev().collect();
+        let gathers = self.element == Element::I8;
+        let a = RowSource::Memory {
+            data: self.left.as_ptr(),
+            element: self.element,
+            row_stride: self.a.0,
+            col_stride: self.a.1,
+            index: gathers.then_some(index.as_ptr()),
+        };
+        let mut c = vec![f32::NAN; m * n * Self::SEGMENTS];
+        let outputs = [c.as_mut_ptr().cast()];
+        let row_stride = n * Self::SEGMENTS;
+        let epilogue = Epilogue::Store { outputs: &outputs, element: Element::F32, row_stride };
+        let part = Part { n, segments: Self::SEGMENTS, column_multiple: 1, packing, b, epilogue };
+        let products = [Product { rows: m, a }];
+        let blocking = Blocking::default();
+        let problem = Gemm { isa, operand, k, blocking, products: &products, parts: &[part] };
+        // SAFETY: all operands have the sizes of the problem.
+        unsafe { gemm(threads, &problem) };
+        if gathers { c.chunks(row_stride).rev().flatten().copied().collect() } else { c }
+    }
+
+    fn exact(&self, operand: Operand) -> Vec<f64> {
+        let [m, k, n] = self.sizes;
+        let at = |bytes: &[u8], at: usize| {
+            // SAFETY: four bytes for each element.
+            let value = unsafe { crate::kernels::element::load_f32(bytes.as_ptr(), self.element, at) };
+            rounded(operand, value)
+        };
+        let sum = |row: usize, col: usize| {
+            let term = |i: usize| {
+                at(&self.left, row * self.a.0 + i * self.a.1) * at(&self.right, i * self.b.0 + col * self.b.1)
+            };
+            (0..k).map(term).sum()
+        };
+        let columns = Self::SEGMENTS * n;
+        (0..m * columns).map(|at| sum(at / columns, at % columns)).collect()
+    }
+}
+
+#[test]
+fn factors_in_memory_of_every_order_and_type_agree_with_the_definition_and_with_packed_ones() {
+    let threads = [1, 2, 4].map(|count| Threads::new(count).unwrap());
+    let orders = [[false; 3], [false, true, false], [true, false, false], [true, true, false], [true; 3]];
+    for (sizes, order) in [[1, 1, 1], [70, 37, 33], [13, 530, 20], [150, 65, 70]]
+        .into_iter()
+        .flat_map(|sizes| orders.map(|order| (sizes, order)))
+    {
+        for element in [Element::F32, Element::Bf16, Element::F16, Element::I8] {
+            let factors = StoredFactors::new(sizes, element, order);
+            let [_, k, n] = sizes;
+            for operand in [Operand::F32, Operand::Bf16] {
+                let exact = factors.exact(operand);
+                for isa in Isa::supported() {
+                    let at = format!("{isa} {operand:?} {element:?} {sizes:?} {order:?}");
+                    let source = factors.right();
+                    let packing = Packing::of(operand, element);
+                    let segments = StoredFactors::SEGMENTS;
+                    let packed = AlignedBuffer::zeroed(segments * packed_bytes(isa, packing, k, n));
+                    // SAFETY: the factor has these sizes, and the buffer was made for it.
+                    unsafe { pack_b(&threads[0], isa, packing, source, k, n, segments, packed.as_ptr()) };
+                    let packed = [packed.as_ptr().cast_const()];
+                    let first = factors.run(&threads[0], isa, operand, packing, Right::Packed(&packed));
+                    let unit = if element == Element::I8 { 1e4 } else { 1.0 };
+                    for (found, exact) in first.iter().zip(&exact) {
+                        let error = (f64::from(*found) - exact).abs();
+                        assert!(error <= unit * tolerance((operand, Element::F32), k), "{at}: {found} for {exact}");
+                    }
+                    let matrices = [source];
+                    let segment_stride = n * source.col_stride;
+                    let stored = Right::Stored { matrices: &matrices, segment_stride };
+                    let packing = Packing::for_one_use(isa, operand, element);
+                    for threads in &threads {
+                        let found = factors.run(threads, isa, operand, packing, stored);
+                        assert!(found == first, "{at}, {} threads", threads.count());
+                    }
+                }
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod copy;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
@@ -15,6 +16,7 @@ mod tile;
 use super::element::Operand;
 use super::isa::Isa;
 pub(super) use attention::{AttentionKernels, PanelTile, Transpose};
+pub(super) use copy::{CopyArgs, CopyFn};
 pub(super) use softmax::SoftmaxBlock;
 
 /// A register of f32 lanes. Every function must be inlined into one compiled for the instruction set, which is
@@ -140,6 +142,20 @@ pub(super) struct Kernels {
     pub(super) widen: unsafe fn(*const u32, usize, *mut f32),
     /// Turns `count` i8 into as many f32.
     pub(super) widen_i8: unsafe fn(*const i8, usize, *mut f32),
+    /// Copies rows of f32 as they are.
+    pub(super) copy_f32: CopyFn,
+    /// Copies rows of bf16 as f32.
+    pub(super) copy_bf16: CopyFn,
+    /// Transposes f32.
+    pub(super) transpose_f32: CopyFn,
+    /// Transposes bf16 into f32.
+    pub(super) transpose_bf16: CopyFn,
+    /// Rounds `count` f32s to the nearest bf16, in place.
+    pub(super) round: unsafe fn(*mut f32, usize),
+    /// Turns twice `rows` panel rows of `cols` f32s into panel rows of bf16 pairs.
+    pub(super) pair: unsafe fn(*const f32, usize, usize, *mut u32),
+    /// Fetches `rows` stretches of `bytes` bytes, `stride` bytes apart, into the second-level cache.
+    pub(super) prefetch_rows: unsafe fn(*const u8, usize, usize, usize),
     /// Turns panel rows of i8, `count` of them, into half as many panel rows of bf16 pairs, with zeros for a missing last.
     pub(super) pair_i8: unsafe fn(*const i8, usize, *mut u16),
     /// Fetches so many bytes from an address on into the second-level cache.
@@ -212,7 +228,8 @@ pub fn peak(isa: Isa, operand: Operand, iterations: usize) -> usize {
 macro_rules! kernel_table {
     ($name:ident, $simd:ty, $features:literal, rows: [$($rows:literal)*], $bf16:expr, $peak_bf16:expr) => {
         pub(super) static $name: $crate::kernels::simd::Kernels = {
-            use $crate::kernels::simd::{Simd, TileArgs, tile};
+            use $crate::kernels::element::Bf16Bits;
+            use $crate::kernels::simd::{CopyArgs, Simd, TileArgs, copy, tile};
 
             #[target_feature(enable = $features)]
             unsafe fn f32_tile<const ROWS: usize>(args: &TileArgs) {
@@ -260,6 +277,41 @@ macro_rules! kernel_table {
                 unsafe { tile::bf16_to_f32(source, count, destination) }
             }
             #[target_feature(enable = $features)]
+            unsafe fn copy_f32(args: &CopyArgs) {
+                // SAFETY: passed on.
+                unsafe { copy::copy::<$simd, f32>(args) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn copy_bf16(args: &CopyArgs) {
+                // SAFETY: passed on.
+                unsafe { copy::copy::<$simd, Bf16Bits>(args) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn transpose_f32(args: &CopyArgs) {
+                // SAFETY: passed on.
+                unsafe { copy::transpose::<$simd, f32>(args) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn transpose_bf16(args: &CopyArgs) {
+                // SAFETY: passed on.
+                unsafe { copy::transpose::<$simd, Bf16Bits>(args) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn round(values: *mut f32, count: usize) {
+                // SAFETY: passed on.
+                unsafe { copy::round(values, count) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn pair(source: *const f32, rows: usize, cols: usize, destination: *mut u32) {
+                // SAFETY: passed on.
+                unsafe { copy::pair(source, rows, cols, destination) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn prefetch_rows(first: *const u8, stride: usize, rows: usize, bytes: usize) {
+                // SAFETY: passed on.
+                unsafe { copy::prefetch_rows::<$simd>(first, stride, rows, bytes) }
+            }
+            #[target_feature(enable = $features)]
             unsafe fn peak_f32(iterations: usize) -> usize {
                 // SAFETY: passed on.
                 unsafe { tile::peak::<$simd>(iterations) }
@@ -272,6 +324,13 @@ macro_rules! kernel_table {
                 bf16_tiles: $bf16,
                 widen,
                 widen_i8,
+                copy_f32,
+                copy_bf16,
+                transpose_f32,
+                transpose_bf16,
+                round,
+                pair,
+                prefetch_rows,
                 pair_i8,
                 prefetch,
                 f32_to_bf16,
