@@ -2,6 +2,7 @@
 //! loops compiled for each instruction set.
 
 mod attention;
+mod attention_grad;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -15,6 +16,7 @@ mod tile;
 use super::element::Operand;
 use super::isa::Isa;
 pub(super) use attention::{AttentionKernels, PanelTile, Transpose};
+pub(super) use attention_grad::{Factors, ScoreGradients, SlopeBlock};
 pub(super) use softmax::SoftmaxBlock;
 
 /// A register of f32 lanes. Every function must be inlined into one compiled for the instruction set, which is
