@@ -184,11 +184,11 @@ fn grad_cases() -> Vec<Case> {
 #[test]
 fn gradients_agree_with_the_definition() {
     let threads = Threads::new(2).unwrap();
-    for isa in Isa::supported() {
-        for operand in [Operand::F32, Operand::Bf16] {
-            for (number, case) in grad_cases().iter().enumerate() {
-                for scale in [case.scale(), -0.3 * case.scale()] {
-                    let exact = case.exact_gradients(operand, scale);
+    for operand in [Operand::F32, Operand::Bf16] {
+        for (number, case) in grad_cases().iter().enumerate() {
+            for scale in [case.scale(), -0.3 * case.scale()] {
+                let exact = case.exact_gradients(operand, scale);
+                for isa in Isa::supported() {
                     let found = case.run_gradients(&threads, isa, (operand, Element::F32), scale, None);
                     for (which, (found, exact)) in found.iter().zip(&exact).enumerate() {
                         let largest = exact.iter().fold(1e-3, |largest: f64, x| largest.max(x.abs()));
