@@ -6,7 +6,8 @@
 use std::time::Instant;
 
 use nucleus_benches::kernel_cases::{
-    ATTENTION_TOKENS, AttentionCase, GEMM_SHAPES, GemmCase, GemmShape, peak_on_all_threads,
+    ATTENTION_TOKENS, AttentionCase, GEMM_SHAPES, GRAD_SHAPES, GemmCase, GemmShape, GradCase, GradShape,
+    peak_on_all_threads,
 };
 use nucleus_cpu::kernels::{Blocking, Element, Isa, Operand};
 use nucleus_cpu::threads::Threads;
@@ -49,6 +50,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let name = format!("attention {operand:?} {tokens}");
             if name.contains(&filter) {
                 let mut case = AttentionCase::new(isa, operand, tokens);
+                measure(&threads, isa, operand, &name, case.flops(), 0, || case.run(&threads));
+            }
+        }
+        for shape in GRAD_SHAPES.into_iter().filter(|_| weights == operand.element()) {
+            let GradShape { batch, tokens, head_dim } = shape;
+            let name = format!("attention_grad {operand:?} {batch}x{tokens}x{head_dim}");
+            if name.contains(&filter) {
+                let mut case = GradCase::new(isa, operand, shape);
                 measure(&threads, isa, operand, &name, case.flops(), 0, || case.run(&threads));
             }
         }

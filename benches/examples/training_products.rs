@@ -19,11 +19,16 @@ fn main() -> Result<(), CaseError> {
     let filter = arguments.next().unwrap_or_default();
     let isa = Isa::select()?;
     println!("{isa}, {} threads", threads.count());
-    println!("{:<44} {:>8} {:>8} {:>8} {:>9} {:>9}", "product", "GFLOP/s", "packed", "limit", "of packed", "of limit");
+    println!(
+        "{:<44} {:>8} {:>8} {:>8} {:>9} {:>9}",
+        "product", "GFLOP/s", "packed", "limit", "of packed", "of limit"
+    );
     for (dtype, operand) in [(DType::F32, Operand::F32), (DType::Bf16, Operand::Bf16)] {
         for shape in TRAINING_SHAPES {
-            let name =
-                format!("{dtype} {} {}x{}x{}x{}", shape.name, shape.batch, shape.rows, shape.depth, shape.columns);
+            let name = format!(
+                "{dtype} {} {}x{}x{}x{}",
+                shape.name, shape.batch, shape.rows, shape.depth, shape.columns
+            );
             if !name.contains(&filter) {
                 continue;
             }

@@ -2,8 +2,9 @@
 
 use nucleus_cpu::buffer::AlignedBuffer;
 use nucleus_cpu::kernels::{
-    Attention, AttentionOutput, Blocking, Element, Epilogue, Gemm, HeadView, Isa, KeySegment, Matrix,
-    Operand, Packing, Part, Product, Right, RowSource, attention, gemm, pack_b, packed_bytes, peak, store_f32,
+    Attention, AttentionGrad, AttentionOutput, AttentionTile, Blocking, Element, Epilogue, Gemm, Gradient,
+    HeadView, Isa, KeySegment, Matrix, Operand, Packing, Part, Product, Right, RowSource, attention,
+    attention_grad, gemm, pack_b, packed_bytes, peak, store_f32,
 };
 use nucleus_cpu::threads::Threads;
 
@@ -125,7 +126,8 @@ impl GemmCase {
         let outputs: Vec<*mut u8> =
             (0..experts).map(|expert| at(&self.c, rows * n * segments * element.size(), expert)).collect();
         let epilogue = Epilogue::Store { outputs: &outputs, element, row_stride: n * segments };
-        let part = Part { n, segments, column_multiple: 1, packing: self.packing, b: Right::Packed(&b), epilogue };
+        let part =
+            Part { n, segments, column_multiple: 1, packing: self.packing, b: Right::Packed(&b), epilogue };
         let problem = Gemm {
             isa: self.isa,
             operand: self.operand,
@@ -228,6 +230,128 @@ impl AttentionCase {
     #[must_use]
     pub fn flops(&self) -> usize {
         4 * self.tokens * (self.tokens + TEXT_TOKENS) * Q_HEADS * HEAD_DIM
+    }
+}
+
+/// Gradients of attention in training: a batch of images with 64 text tokens, 8 query heads, 4 key heads.
+#[derive(Clone, Copy, Debug)]
+pub struct GradShape {
+    /// Images.
+    pub batch: usize,
+    /// Image tokens.
+    pub tokens: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+const fn grad_shape(batch: usize, tokens: usize, head_dim: usize) -> GradShape {
+    GradShape { batch, tokens, head_dim }
+}
+
+/// The sizes at which gradients are measured.
+pub const GRAD_SHAPES: [GradShape; 6] = [
+    grad_shape(8, 64, 64),
+    grad_shape(8, 256, 64),
+    grad_shape(8, 256, 128),
+    grad_shape(2, 1024, 64),
+    grad_shape(2, 1024, 128),
+    grad_shape(1, 4096, 128),
+];
+
+/// The gradients of attention with their operands.
+pub struct GradCase {
+    isa: Isa,
+    operand: Operand,
+    shape: GradShape,
+    q: AlignedBuffer,
+    dy: AlignedBuffer,
+    /// Keys and values of image and text.
+    kv: [AlignedBuffer; 4],
+    dq: AlignedBuffer,
+    /// Their gradients.
+    dkv: [AlignedBuffer; 4],
+}
+
+const GRAD_HEADS: usize = 8;
+
+impl GradCase {
+    /// Fills the operands.
+    #[must_use]
+    pub fn new(isa: Isa, operand: Operand, shape: GradShape) -> Self {
+        let element = operand.element();
+        let GradShape { batch, tokens, head_dim } = shape;
+        let kv = [tokens, tokens, TEXT_TOKENS, TEXT_TOKENS];
+        let queries = batch * tokens * GRAD_HEADS * head_dim;
+        let keys = |tokens: usize| batch * tokens * KV_HEADS * head_dim;
+        Self {
+            isa,
+            operand,
+            shape,
+            q: random(queries, element),
+            dy: random(queries, element),
+            kv: kv.map(|tokens| random(keys(tokens), element)),
+            dq: AlignedBuffer::zeroed(4 * queries),
+            dkv: kv.map(|tokens| AlignedBuffer::zeroed(4 * keys(tokens))),
+        }
+    }
+
+    /// Computes the gradients once.
+    pub fn run(&mut self, threads: &Threads) {
+        let GradShape { batch, tokens, head_dim } = self.shape;
+        let element = self.operand.element();
+        let view = |buffer: &AlignedBuffer, tokens: usize, heads: usize, element| HeadView {
+            data: buffer.as_ptr(),
+            element,
+            batch_stride: tokens * heads * head_dim,
+            row_stride: heads * head_dim,
+            head_stride: head_dim,
+        };
+        let lengths = [tokens, TEXT_TOKENS];
+        let segments = [0, 1].map(|at| KeySegment {
+            keys: view(&self.kv[2 * at], lengths[at], KV_HEADS, element),
+            values: view(&self.kv[2 * at + 1], lengths[at], KV_HEADS, element),
+            len: lengths[at],
+            mask: None,
+        });
+        let output = |gradient: Gradient, tile: &AttentionTile| {
+            let to = match gradient {
+                Gradient::Queries => view(&self.dq, tokens, GRAD_HEADS, Element::F32),
+                Gradient::Keys(at) => view(&self.dkv[2 * at], lengths[at], KV_HEADS, Element::F32),
+                Gradient::Values(at) => view(&self.dkv[2 * at + 1], lengths[at], KV_HEADS, Element::F32),
+            };
+            let first = tile.batch * to.batch_stride + tile.head * to.head_stride;
+            for row in 0..tile.rows {
+                let at = first + (tile.row + row) * to.row_stride;
+                // SAFETY: rows of the tile belong to this call, and so do those of the output.
+                unsafe {
+                    let from = tile.values.add(row * tile.row_stride);
+                    std::ptr::copy_nonoverlapping(from, to.data.cast_mut().cast::<f32>().add(at), head_dim);
+                }
+            }
+        };
+        let problem = AttentionGrad {
+            isa: self.isa,
+            operand: self.operand,
+            batch,
+            q_rows: tokens,
+            q_heads: GRAD_HEADS,
+            kv_heads: KV_HEADS,
+            head_dim,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            q: view(&self.q, tokens, GRAD_HEADS, element),
+            dy: view(&self.dy, tokens, GRAD_HEADS, element),
+            segments: &segments,
+            output: &output,
+        };
+        // SAFETY: the operands were made for these sizes; `&mut self` keeps others from the outputs.
+        unsafe { attention_grad(threads, &problem) };
+    }
+
+    /// Floating-point operations of the five matrix products of one run.
+    #[must_use]
+    pub fn flops(&self) -> usize {
+        let GradShape { batch, tokens, head_dim } = self.shape;
+        10 * batch * tokens * (tokens + TEXT_TOKENS) * GRAD_HEADS * head_dim
     }
 }
 

@@ -130,6 +130,8 @@ pub fn predict(
             }
         }
         Anchor::Attention(attention) => flops / machine.product_flops(attention.dtype),
+        // Factors are widened: two of each product's are f32.
+        Anchor::AttentionGrad(_) => flops / machine.product_flops(DType::F32),
         _ => flops / machine.scalar_flops,
     };
     let (time, bound) =

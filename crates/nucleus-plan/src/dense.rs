@@ -58,7 +58,8 @@ impl Anchor {
             | Anchor::RowReduction(_)
             | Anchor::Matmul(_)
             | Anchor::GroupedMatmul(_)
-            | Anchor::Attention(_) => Vec::new(),
+            | Anchor::Attention(_)
+            | Anchor::AttentionGrad(_) => Vec::new(),
         }
     }
 }

@@ -56,6 +56,8 @@ pub enum Anchor {
     GroupedMatmul(Contraction),
     /// Scaled dot-product attention.
     Attention(Attention),
+    /// The gradients of scaled dot-product attention.
+    AttentionGrad(AttentionGrad),
     /// The choice of tokens by experts.
     ExpertChoice(ExpertChoice),
     /// The inverse of an index map.
@@ -285,6 +287,54 @@ pub struct KeySegment {
     pub mask: Option<ScalarFunction>,
 }
 
+/// The gradients of [`Attention`] with respect to its queries, keys and values, given `dy`, that with respect to its result. With the
+/// scores s and their softmax p as there, r = Σ_d dy · v and u = scale · p · (r − Σ_l p · r):
+///
+/// ```text
+/// dq[b, s, h, d] = Σ_l u[b, s, h, l] · k[b, l, g, d]
+/// dk[b, l, g, d] = Σ_s Σ_h u[b, s, h, l] · q[b, s, h, d]        over the heads h of key head g
+/// dv[b, l, g, d] = Σ_s Σ_h p[b, s, h, l] · dy[b, s, h, d]
+/// ```
+///
+/// Each is the accumulator of its epilogue. A key that is left out, and a query without any key, have the gradient 0. In any order, or
+/// at a time.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct AttentionGrad {
+    /// The batch extent.
+    pub batch: Size,
+    /// Queries per batch item.
+    pub queries: Size,
+    /// Query heads.
+    pub heads: u32,
+    /// Key and value heads; divides `heads`.
+    pub key_heads: u32,
+    /// The head size d.
+    pub head_size: u32,
+    /// Factor on the dot products.
+    pub scale: Float,
+    /// The element type in which q, k, v and dy are multiplied: `f32`, `bf16` or `f16`. Products of p and u take these in `f32`.
+    pub dtype: DType,
+    /// Over (b, s, h, d), in `dtype`.
+    pub q: ScalarFunction,
+    /// Over (b, s, h, d), in `dtype`.
+    pub dy: ScalarFunction,
+    /// The keys and values, and what becomes of their gradients.
+    pub segments: Vec<GradSegment>,
+    /// Over (b, s, h, d): stores of the gradient of q. May be empty.
+    pub dq: ScalarFunction,
+}
+
+/// A key segment and the epilogues of its gradients.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct GradSegment {
+    /// Keys and values.
+    pub keys: KeySegment,
+    /// Over (b, l, g, d): stores of the gradient of the keys. May be empty.
+    pub dk: ScalarFunction,
+    /// Over (b, l, g, d): stores of the gradient of the values. May be empty.
+    pub dv: ScalarFunction,
+}
+
 /// Every expert takes its `capacity` tokens of largest affinity; see the op `expert_choice` for ties and order. Then the epilogue at
 /// every slot, with two accumulators: 0 is the slot's affinity, 1 the sum of the affinities of all slots that took the slot's token,
 /// from 0 in ascending order of the slots.
@@ -366,6 +416,7 @@ impl Anchor {
             Anchor::Matmul(_) => "matmul",
             Anchor::GroupedMatmul(_) => "grouped_matmul",
             Anchor::Attention(_) => "attention",
+            Anchor::AttentionGrad(_) => "attention_grad",
             Anchor::ExpertChoice(_) => "expert_choice",
             Anchor::InvertIndex(_) => "invert_index",
             Anchor::SegmentSum(_) => "segment_sum",
@@ -400,13 +451,19 @@ impl Anchor {
             Anchor::Attention(attention) => {
                 let mut list = vec![("q".to_owned(), 4, &attention.q)];
                 for (i, segment) in attention.segments.iter().enumerate() {
-                    list.push((format!("k{i}"), 4, &segment.k));
-                    list.push((format!("v{i}"), 4, &segment.v));
-                    if let Some(mask) = &segment.mask {
-                        list.push((format!("mask{i}"), 2, mask));
-                    }
+                    list.extend(segment.functions(i));
                 }
                 list.push(("epilogue".to_owned(), 4, &attention.epilogue));
+                list
+            }
+            Anchor::AttentionGrad(grad) => {
+                let mut list = vec![("q".to_owned(), 4, &grad.q), ("dy".to_owned(), 4, &grad.dy)];
+                for (i, segment) in grad.segments.iter().enumerate() {
+                    list.extend(segment.keys.functions(i));
+                    list.push((format!("dk{i}"), 4, &segment.dk));
+                    list.push((format!("dv{i}"), 4, &segment.dv));
+                }
+                list.push(("dq".to_owned(), 4, &grad.dq));
                 list
             }
             Anchor::ExpertChoice(choice) => {
@@ -449,17 +506,22 @@ impl Anchor {
                     Some((part, _)) => [c.batch.as_slice(), &c.rows, &part.column_axes()].concat(),
                 },
                 Anchor::Attention(a) => {
-                    let of = |count: u32| Size::Const(i64::from(count));
-                    let segment = |prefix: &str| -> Option<&KeySegment> {
-                        name.strip_prefix(prefix)?.parse::<usize>().ok().and_then(|i| a.segments.get(i))
-                    };
-                    if let Some(segment) = segment("mask") {
-                        vec![a.batch, segment.length]
-                    } else if let Some(segment) = segment("k").or_else(|| segment("v")) {
-                        vec![a.batch, segment.length, of(a.key_heads), of(a.head_size)]
-                    } else {
-                        vec![a.batch, a.queries, of(a.heads), of(a.head_size)]
-                    }
+                    let segments = a.segments.iter().collect::<Vec<_>>();
+                    attention_extents(
+                        name,
+                        (a.batch, a.queries),
+                        [a.heads, a.key_heads, a.head_size],
+                        &segments,
+                    )
+                }
+                Anchor::AttentionGrad(a) => {
+                    let segments = a.segments.iter().map(|segment| &segment.keys).collect::<Vec<_>>();
+                    attention_extents(
+                        name,
+                        (a.batch, a.queries),
+                        [a.heads, a.key_heads, a.head_size],
+                        &segments,
+                    )
                 }
                 Anchor::ExpertChoice(choice) if name == "epilogue" => {
                     vec![choice.batch, choice.experts, choice.capacity]
@@ -474,5 +536,35 @@ impl Anchor {
         };
         let slots = self.functions().into_iter();
         slots.map(|(name, _, function)| (name.clone(), extents(&name), function)).collect()
+    }
+}
+
+impl KeySegment {
+    /// The functions of segment `i`: slot name, number of axes, function.
+    fn functions(&self, i: usize) -> impl Iterator<Item = (String, usize, &ScalarFunction)> {
+        let mask = self.mask.iter().map(move |mask| (format!("mask{i}"), 2, mask));
+        [(format!("k{i}"), 4, &self.k), (format!("v{i}"), 4, &self.v)].into_iter().chain(mask)
+    }
+}
+
+/// The extents of a slot of attention or its gradients: `mask` and a number over the keys of a batch item, `k`, `v`, `dk` and `dv` and a
+/// number over the keys' heads, all others over the queries' heads.
+fn attention_extents(
+    name: &str,
+    (batch, queries): (Size, Size),
+    [heads, key_heads, head_size]: [u32; 3],
+    segments: &[&KeySegment],
+) -> Vec<Size> {
+    let of = |count: u32| Size::Const(i64::from(count));
+    let length = |prefix: &str| {
+        let number = name.strip_prefix(prefix)?.parse::<usize>().ok();
+        number.and_then(|i| segments.get(i)).map(|segment| segment.length)
+    };
+    if let Some(length) = length("mask") {
+        vec![batch, length]
+    } else if let Some(length) = ["k", "v", "dk", "dv"].into_iter().find_map(length) {
+        vec![batch, length, of(key_heads), of(head_size)]
+    } else {
+        vec![batch, queries, of(heads), of(head_size)]
     }
 }

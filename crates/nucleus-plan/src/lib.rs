@@ -24,9 +24,9 @@ pub use buffer::{Buffer, BufferId, Place};
 pub use dense::DenseOperand;
 pub use in_place::{in_place, next_values};
 pub use kernel::{
-    Anchor, Attention, ColumnGroups, Contraction, ExpertChoice, InverseMap, InvertIndex, Kernel, KernelId,
-    KeySegment, Map, Operand, OperandMode, Part, PartSlot, Phase, Reduction, ReductionOp, RowReduction,
-    SegmentSum, Tile,
+    Anchor, Attention, AttentionGrad, ColumnGroups, Contraction, ExpertChoice, GradSegment, InverseMap,
+    InvertIndex, Kernel, KernelId, KeySegment, Map, Operand, OperandMode, Part, PartSlot, Phase, Reduction,
+    ReductionOp, RowReduction, SegmentSum, Tile,
 };
 pub use lifetime::{Life, lifetimes};
 pub use plan::{Launch, Plan, PlanInput, PlanOutput};

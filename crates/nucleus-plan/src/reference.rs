@@ -10,8 +10,8 @@ use nucleus_ir::{Bindings, DType, DimError, ScalarOp};
 
 use crate::buffer::{BufferId, Place};
 use crate::kernel::{
-    Anchor, Attention, Contraction, ExpertChoice, InvertIndex, KeySegment, Map, Part, Phase, ReductionOp,
-    RowReduction, SegmentSum,
+    Anchor, Attention, AttentionGrad, Contraction, ExpertChoice, InvertIndex, KeySegment, Map, Part, Phase,
+    ReductionOp, RowReduction, SegmentSum,
 };
 use crate::plan::{Launch, Plan};
 use crate::scalar::{Access, ScalarFunction, Size, Step};
@@ -375,6 +375,7 @@ impl Run<'_> {
             Anchor::RowReduction(reduction) => self.row_reduction(reduction),
             Anchor::Matmul(contraction) | Anchor::GroupedMatmul(contraction) => self.contraction(contraction),
             Anchor::Attention(attention) => self.attention(attention),
+            Anchor::AttentionGrad(grad) => self.attention_grad(grad),
             Anchor::ExpertChoice(choice) => self.expert_choice(choice),
             Anchor::InvertIndex(invert) => self.invert_index(invert),
             Anchor::SegmentSum(sum) => self.segment_sum(sum),
@@ -496,34 +497,104 @@ impl Run<'_> {
         let space = [self.size(attention.batch), self.size(attention.queries), heads];
         points(&space, |point| {
             let group = point[2] * key_heads / heads;
-            let mut scores: Vec<(&KeySegment, i64, f64)> = Vec::new();
-            for segment in &attention.segments {
-                for l in 0..self.size(segment.length) {
-                    if let Some(mask) = &segment.mask
-                        && self.result(mask, &[point[0], l])? == 0.0
-                    {
-                        continue;
-                    }
-                    let mut dot = 0.0;
-                    for d in 0..head_size {
-                        let q = self.result(&attention.q, &join(&[point, &[d]]))?;
-                        dot += q * self.result(&segment.k, &[point[0], l, group, d])?;
-                    }
-                    scores.push((segment, l, dot * attention.scale.0));
-                }
-            }
-            let largest = scores.iter().fold(f64::NEG_INFINITY, |largest, (_, _, score)| largest.max(*score));
-            let total: f64 = scores.iter().map(|(_, _, score)| (score - largest).exp()).sum();
+            let segments: Vec<&KeySegment> = attention.segments.iter().collect();
+            let scale = attention.scale.0;
+            let weights = self.probabilities((&attention.q, scale, head_size), &segments, (point, group))?;
             for d in 0..head_size {
                 let mut sum = 0.0;
-                for (segment, l, score) in &scores {
-                    let v = self.result(&segment.v, &[point[0], *l, group, d])?;
-                    sum += (score - largest).exp() / total * v;
+                for (segment, l, weight) in &weights {
+                    sum += weight * self.result(&segments[*segment].v, &[point[0], *l, group, d])?;
                 }
                 self.steps(&attention.epilogue, &join(&[point, &[d]]), &[round(sum, DType::F32)])?;
             }
             Ok(())
         })
+    }
+
+    /// The softmax of a query's scores: segment, key and probability of every key that is not left out.
+    fn probabilities(
+        &mut self,
+        (q, scale, head_size): (&ScalarFunction, f64, i64),
+        segments: &[&KeySegment],
+        (point, group): (&[i64], i64),
+    ) -> Result<Vec<(usize, i64, f64)>, ReferenceError> {
+        let mut scores = Vec::new();
+        for (number, segment) in segments.iter().enumerate() {
+            for l in 0..self.size(segment.length) {
+                if let Some(mask) = &segment.mask
+                    && self.result(mask, &[point[0], l])? == 0.0
+                {
+                    continue;
+                }
+                let mut dot = 0.0;
+                for d in 0..head_size {
+                    let q = self.result(q, &join(&[point, &[d]]))?;
+                    dot += q * self.result(&segment.k, &[point[0], l, group, d])?;
+                }
+                scores.push((number, l, dot * scale));
+            }
+        }
+        let largest = scores.iter().fold(f64::NEG_INFINITY, |largest, (_, _, score)| largest.max(*score));
+        let total: f64 = scores.iter().map(|(_, _, score)| (score - largest).exp()).sum();
+        scores.iter_mut().for_each(|(_, _, score)| *score = (*score - largest).exp() / total);
+        Ok(scores)
+    }
+
+    fn attention_grad(&mut self, grad: &AttentionGrad) -> Result<(), ReferenceError> {
+        let (heads, key_heads) = (i64::from(grad.heads), i64::from(grad.key_heads));
+        let head_size = i64::from(grad.head_size);
+        let batch = self.size(grad.batch);
+        let segments: Vec<&KeySegment> = grad.segments.iter().map(|segment| &segment.keys).collect();
+        // What every key gets: dk and dv by segment and by (b, l, g, d).
+        let mut totals: Vec<[Vec<f64>; 2]> = Vec::new();
+        for segment in &segments {
+            let count = batch.max(0) * self.size(segment.length).max(0) * key_heads * head_size;
+            totals.push([vec![0.0; count as usize], vec![0.0; count as usize]]);
+        }
+        points(&[batch, self.size(grad.queries), heads], |point| {
+            let group = point[2] * key_heads / heads;
+            let weights =
+                self.probabilities((&grad.q, grad.scale.0, head_size), &segments, (point, group))?;
+            let mut query = vec![[0.0; 2]; head_size as usize];
+            for (d, query) in query.iter_mut().enumerate() {
+                let at = join(&[point, &[d as i64]]);
+                *query = [self.result(&grad.q, &at)?, self.result(&grad.dy, &at)?];
+            }
+            let mut slopes = Vec::new();
+            for (segment, l, _) in &weights {
+                let mut slope = 0.0;
+                for (d, [_, dy]) in query.iter().enumerate() {
+                    slope += dy * self.result(&segments[*segment].v, &[point[0], *l, group, d as i64])?;
+                }
+                slopes.push(slope);
+            }
+            let mean: f64 = weights.iter().zip(&slopes).map(|((_, _, p), slope)| p * slope).sum();
+            let mut dq = vec![0.0; head_size as usize];
+            for ((segment, l, p), slope) in weights.into_iter().zip(slopes) {
+                let score = grad.scale.0 * p * (slope - mean);
+                let key = (point[0] * self.size(segments[segment].length) + l) * key_heads + group;
+                for (d, [q, dy]) in query.iter().enumerate() {
+                    dq[d] += score * self.result(&segments[segment].k, &[point[0], l, group, d as i64])?;
+                    let at = (key * head_size) as usize + d;
+                    totals[segment][0][at] += score * q;
+                    totals[segment][1][at] += p * dy;
+                }
+            }
+            for (d, dq) in dq.into_iter().enumerate() {
+                self.steps(&grad.dq, &join(&[point, &[d as i64]]), &[round(dq, DType::F32)])?;
+            }
+            Ok(())
+        })?;
+        for (segment, [dk, dv]) in grad.segments.iter().zip(&totals) {
+            let mut at = 0;
+            points(&[batch, self.size(segment.keys.length), key_heads, head_size], |point| {
+                self.steps(&segment.dk, point, &[round(dk[at], DType::F32)])?;
+                self.steps(&segment.dv, point, &[round(dv[at], DType::F32)])?;
+                at += 1;
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     fn expert_choice(&mut self, choice: &ExpertChoice) -> Result<(), ReferenceError> {

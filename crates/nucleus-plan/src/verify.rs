@@ -140,6 +140,7 @@ impl Verifier<'_> {
             let parts = match &kernel.anchor {
                 Anchor::RowReduction(reduction) => reduction.phases.len(),
                 Anchor::Attention(attention) => attention.segments.len(),
+                Anchor::AttentionGrad(grad) => grad.segments.len(),
                 Anchor::Matmul(c) | Anchor::GroupedMatmul(c) => {
                     let phases =
                         c.parts.iter().flat_map(|part| &part.groups).map(|groups| groups.phases.len());

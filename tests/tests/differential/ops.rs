@@ -1,9 +1,10 @@
 //! Op by op: every row of the op table, on shapes and attributes chosen by hand.
 
 use nucleus_cpu::kernels::Isa;
+use nucleus_ir::graph::Output;
 use nucleus_ir::graph_printer::print_graph;
 use nucleus_ir::ops::op_table;
-use nucleus_ir::{DType, Float, Op, Value};
+use nucleus_ir::{DType, Dim, Float, Op, Value};
 
 use crate::builder::{Builder, Leaves, shape, size};
 use crate::support::{Subject, dims};
@@ -55,6 +56,19 @@ fn cases(op: &str) -> Vec<Case> {
         "cast" => {
             DType::COMPUTED.iter().flat_map(|to| unary(&DType::COMPUTED, Op::Cast { to: *to })).collect()
         }
+        "stop_gradient" => unary(&DType::COMPUTED, Op::StopGradient),
+        "after" => each(&DType::COMPUTED, |b, dtype| {
+            let (x, y) = (b.tensor(dtype, "B, T, 5"), b.tensor(DType::F32, "T"));
+            b.output(Op::After, &[x, y]);
+            // The event is computed itself, and what waits for it is a computation that is done twice.
+            let event = b.value(Op::Exp, &[y]);
+            b.graph.outputs.push(Output { name: "event".to_owned(), value: event });
+            let later = b.value(Op::After, &[x, event]);
+            let operands = [x, later].map(|x| b.value(Op::Cast { to: DType::F32 }, &[x]));
+            let twice = operands.map(|x| b.value(Op::Tanh, &[x]));
+            b.output(Op::Add, &twice);
+            b.output(Op::After, &[later, later]);
+        }),
         "reshape" => reshapes(),
         "transpose" => transposes(),
         "broadcast" => broadcasts(),
@@ -80,6 +94,7 @@ fn cases(op: &str) -> Vec<Case> {
         "matmul" => matmuls(),
         "grouped_matmul" => grouped_matmuls(),
         "attention" => attentions(),
+        "attention_grad" => attention_grads(),
         "expert_choice" => expert_choices(),
         _ => panic!("op `{op}` has no cases here"),
     }
@@ -421,6 +436,70 @@ fn attentions() -> Vec<Case> {
     })
 }
 
+fn attention_grads() -> Vec<Case> {
+    // Query heads, key heads, head size, queries, keys.
+    let sizes = [
+        (1, 1, 1, "1", "1"),
+        (2, 2, 8, "T", "T"),
+        (4, 2, 6, "H*W", "T"),
+        (6, 1, 3, "T", "H*W"),
+        (2, 1, 80, "5", "T"),
+        (2, 2, 16, "1", "200"),
+        (2, 1, 8, "600", "T"),
+    ];
+    let list: Vec<_> = FLOATS.iter().flat_map(|dtype| sizes.map(|sizes| (*dtype, sizes))).collect();
+    each(&list, |b, (dtype, (heads, key_heads, d, rows, keys))| {
+        let [q, dy] = [0, 1].map(|_| b.tensor(dtype, &format!("B, {rows}, {heads}, {d}")));
+        let [k, v] = [0, 1].map(|_| b.tensor(dtype, &format!("B, {keys}, {key_heads}, {d}")));
+        let mask = b.tensor(DType::Bool, &format!("B, {keys}"));
+        let grad = |scale| Op::AttentionGrad { scale: Float(scale) };
+        b.output(grad(1.0 / f64::from(d).sqrt()), &[q, k, v, dy]);
+        b.output(grad(-0.5), &[q, k, v, dy, mask]);
+        b.output(grad(0.0), &[q, k, k, q]);
+        let never = b.constant(0.0, DType::Bool);
+        let never = b.broadcast(never, &format!("B, {keys}"));
+        b.output(grad(0.5), &[q, k, v, dy, never]);
+        // Keys in pieces, of which one has no mask of its own; what follows from the gradients of each piece, and from the whole.
+        let always = b.constant(1.0, DType::Bool);
+        let always = b.broadcast(always, "B, 3");
+        let more = [0, 1].map(|_| b.tensor(dtype, &format!("B, 3, {key_heads}, {d}")));
+        let operands = [(k, more[0]), (v, more[1]), (mask, always)];
+        let joined = operands.map(|(first, second)| b.value(Op::Concat { axis: 1 }, &[first, second]));
+        for whole in [false, true] {
+            let scale = if whole { 0.3 } else { 0.4 };
+            let operands = [q, joined[0], joined[1], dy, joined[2]];
+            let node = b.graph.add_node(grad(scale), &operands, None).expect("a valid node");
+            let [dq, dk, dv] = b.graph.node(node).results[..] else { unreachable!("three gradients") };
+            b.output(Op::Tanh, &[dq]);
+            let factor = b.f32(&format!("B, {keys}, 1, {d}"));
+            let factor = b.broadcast(factor, &format!("B, {keys}, {key_heads}, {d}"));
+            for gradient in [dk, dv] {
+                let image = b.slice(gradient, 1, "0", keys);
+                let image = b.output(Op::Mul, &[image, factor])[0];
+                b.output(Op::Cast { to: DType::Bf16 }, &[image]);
+                let text = Op::Slice {
+                    axis: 1,
+                    start: size(keys),
+                    end: size(keys).add(&Dim::constant(3)).expect("a small size"),
+                };
+                let text = b.value(text, &[gradient]);
+                if whole {
+                    b.output(Op::Reshape { shape: shape(&format!("B, 3, {}", key_heads * d)) }, &[text]);
+                } else {
+                    b.output(Op::Exp, &[text]);
+                }
+            }
+            // What needs two gradients at a time, or all of one.
+            let one = b.slice(dk, 1, "0", keys);
+            let other = b.slice(dv, 1, "0", keys);
+            b.output(Op::Add, &[one, other]);
+            if whole {
+                b.output(Op::Neg, &[dk]);
+            }
+        }
+    })
+}
+
 fn expert_choices() -> Vec<Case> {
     // Tokens, experts, capacity.
     let sizes =
@@ -497,7 +576,7 @@ fn every_op_agrees_with_the_evaluator() {
 #[test]
 fn every_instruction_set_agrees_with_the_evaluator() {
     for isa in &Isa::supported()[1..] {
-        for op in ["matmul", "grouped_matmul", "attention"] {
+        for op in ["matmul", "grouped_matmul", "attention", "attention_grad"] {
             let failures = differences(op, *isa);
             assert!(failures.is_empty(), "{isa}: {} cases fail:\n{}", failures.len(), failures.join("\n"));
         }

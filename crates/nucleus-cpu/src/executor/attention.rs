@@ -1,13 +1,14 @@
-//! Attention: views of queries, keys and values, and the epilogue on finished rows.
+//! Attention and its gradients: views of queries, keys and values, and the epilogues on finished rows.
 
-use nucleus_plan::{Access, Attention};
+use nucleus_plan::{Access, Attention, AttentionGrad, KeySegment as PlanSegment};
 
-use super::compiled::{CompiledAttention, MaskSource, Source};
+use super::compiled::{CompiledAttention, CompiledAttentionGrad, CompiledSegment, MaskSource, Source};
 use super::contraction::Block;
 use super::launch::LaunchContext;
 use crate::codegen::{FunctionId, Region};
 use crate::kernels::{
-    self, AttentionOutput, AttentionTile, Element, HeadView, KeyMask, KeySegment, Operand, attention,
+    self, AttentionOutput, AttentionTile, Element, Gradient, HeadView, KeyMask, KeySegment, Operand,
+    attention, attention_grad,
 };
 use crate::threads::Lease;
 
@@ -29,30 +30,14 @@ impl<'a> LaunchContext<'a> {
         // SAFETY: loads were checked against their buffers; computed operands are written before they are read.
         let (q, segments) = unsafe {
             let q = self.heads(&compiled.q, operand, [batch, queries, heads, head_size], &mut leases);
-            let mut segments = Vec::with_capacity(a.segments.len());
-            for (segment, compiled) in a.segments.iter().zip(&compiled.segments) {
-                let length = self.size(segment.length);
-                let shape = [batch, length, key_heads, head_size];
-                segments.push(KeySegment {
-                    keys: self.heads(&compiled.k, operand, shape, &mut leases),
-                    values: self.heads(&compiled.v, operand, shape, &mut leases),
-                    len: length as usize,
-                    mask: compiled.mask.as_ref().map(|mask| self.mask(mask, batch, length, &mut leases)),
-                });
-            }
+            let shape = [batch, key_heads, head_size];
+            let pairs = a.segments.iter().zip(&compiled.segments);
+            let segments: Vec<KeySegment> =
+                pairs.map(|pair| self.key_segment(pair, operand, shape, &mut leases)).collect();
             (q, segments)
         };
         let finish = |tile: &AttentionTile| {
-            let first = (tile.batch as i64 * heads + tile.head as i64) * queries + tile.row as i64;
-            let region = Region {
-                outer_begin: first,
-                outer_end: first + tile.rows as i64,
-                inner_begin: 0,
-                inner_end: head_size,
-                block: tile.values.cast(),
-                row_stride: tile.row_stride as i64,
-                segment_stride: 0,
-            };
+            let region = rows_of_head(tile, heads, queries, head_size);
             // SAFETY: the micro-kernel hands every row over once.
             unsafe { self.call(compiled.epilogue, &region) }
         };
@@ -71,6 +56,79 @@ impl<'a> LaunchContext<'a> {
         };
         // SAFETY: all views were checked against their buffers when sizes were bound.
         unsafe { attention(self.threads, &problem) };
+    }
+
+    /// Runs the gradients of attention.
+    ///
+    /// # Safety
+    /// As for `execute`.
+    pub(crate) unsafe fn attention_grad(&self, a: &AttentionGrad, compiled: &CompiledAttentionGrad) {
+        let (batch, queries) = (self.size(a.batch), self.size(a.queries));
+        let [heads, key_heads, head_size] = [a.heads, a.key_heads, a.head_size].map(i64::from);
+        if batch == 0 {
+            return;
+        }
+        let mut leases = Vec::new();
+        let operand = compiled.operand;
+        // SAFETY: loads were checked against their buffers; computed operands are written before they are read.
+        let (q, dy, segments) = unsafe {
+            let shape = [batch, queries, heads, head_size];
+            let q = self.heads(&compiled.q, operand, shape, &mut leases);
+            let dy = self.heads(&compiled.dy, operand, shape, &mut leases);
+            let shape = [batch, key_heads, head_size];
+            let pairs = a.segments.iter().map(|segment| &segment.keys).zip(&compiled.segments);
+            let segments: Vec<KeySegment> =
+                pairs.map(|pair| self.key_segment(pair, operand, shape, &mut leases)).collect();
+            (q, dy, segments)
+        };
+        let lengths: Vec<i64> = segments.iter().map(|segment| segment.len as i64).collect();
+        let finish = |gradient: Gradient, tile: &AttentionTile| {
+            let (epilogue, heads, rows) = match gradient {
+                Gradient::Queries => (compiled.dq, heads, queries),
+                Gradient::Keys(i) => (compiled.key_gradients[i][0], key_heads, lengths[i]),
+                Gradient::Values(i) => (compiled.key_gradients[i][1], key_heads, lengths[i]),
+            };
+            if let Some(epilogue) = epilogue {
+                // SAFETY: the micro-kernel hands every row over once.
+                unsafe { self.call(epilogue, &rows_of_head(tile, heads, rows, head_size)) }
+            }
+        };
+        let problem = kernels::AttentionGrad {
+            isa: self.isa,
+            operand,
+            batch: batch as usize,
+            q_rows: queries as usize,
+            q_heads: a.heads as usize,
+            kv_heads: a.key_heads as usize,
+            head_dim: a.head_size as usize,
+            scale: a.scale.0 as f32,
+            q,
+            dy,
+            segments: &segments,
+            output: &finish,
+        };
+        // SAFETY: all views were checked against their buffers when sizes were bound.
+        unsafe { attention_grad(self.threads, &problem) };
+    }
+
+    unsafe fn key_segment(
+        &self,
+        (segment, compiled): (&PlanSegment, &CompiledSegment),
+        operand: Operand,
+        [batch, key_heads, head_size]: [i64; 3],
+        leases: &mut Vec<Lease<'a>>,
+    ) -> KeySegment {
+        let length = self.size(segment.length);
+        let shape = [batch, length, key_heads, head_size];
+        // SAFETY: passed on.
+        unsafe {
+            KeySegment {
+                keys: self.heads(&compiled.k, operand, shape, leases),
+                values: self.heads(&compiled.v, operand, shape, leases),
+                len: length as usize,
+                mask: compiled.mask.as_ref().map(|mask| self.mask(mask, batch, length, leases)),
+            }
+        }
     }
 
     /// Fills a [rows, width] block of memory on loan.
@@ -159,5 +217,19 @@ impl<'a> LaunchContext<'a> {
                 KeyMask { data, batch_stride: length as usize }
             }
         }
+    }
+}
+
+/// The region of finished rows of one head, in a space over (batch, head, row, column).
+fn rows_of_head(tile: &AttentionTile, heads: i64, rows: i64, head_size: i64) -> Region {
+    let first = (tile.batch as i64 * heads + tile.head as i64) * rows + tile.row as i64;
+    Region {
+        outer_begin: first,
+        outer_end: first + tile.rows as i64,
+        inner_begin: 0,
+        inner_end: head_size,
+        block: tile.values.cast(),
+        row_stride: tile.row_stride as i64,
+        segment_stride: 0,
     }
 }

@@ -2,8 +2,8 @@
 
 use nucleus_ir::{DType, ScalarOp};
 use nucleus_plan::{
-    Access, Anchor, Attention, Contraction, ExpertChoice, Kernel, Operand, Part, Phase, ScalarFunction,
-    SegmentSum, Size, Step, StepId,
+    Access, Anchor, Attention, AttentionGrad, Contraction, ExpertChoice, Kernel, KeySegment, Operand, Part,
+    Phase, ScalarFunction, SegmentSum, Size, Step, StepId,
 };
 
 use super::reduction_order::{CompiledReduction, compile_reduction};
@@ -26,6 +26,8 @@ pub(crate) enum CompiledKernel {
     Contraction(CompiledContraction),
     /// Attention and its epilogue.
     Attention(CompiledAttention),
+    /// The gradients of attention and their epilogues.
+    AttentionGrad(CompiledAttentionGrad),
     /// The choice and what is made of it.
     ExpertChoice(CompiledChoice),
     /// Nothing to compile.
@@ -75,6 +77,18 @@ pub(crate) struct CompiledAttention {
     pub(crate) q: Source,
     pub(crate) segments: Vec<CompiledSegment>,
     pub(crate) epilogue: FunctionId,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct CompiledAttentionGrad {
+    pub(crate) operand: GemmOperand,
+    pub(crate) q: Source,
+    pub(crate) dy: Source,
+    pub(crate) segments: Vec<CompiledSegment>,
+    /// Epilogues; `None` for those that store nothing.
+    pub(crate) dq: Option<FunctionId>,
+    /// Of every segment the keys' and the values'.
+    pub(crate) key_gradients: Vec<[Option<FunctionId>; 2]>,
 }
 
 #[derive(Clone, Debug)]
@@ -220,6 +234,17 @@ fn check_anchor(kernel: &Kernel) -> Result<(), String> {
             false => Ok(()),
         }
     };
+    let heads = |dtype: DType, [heads, key_heads]: [u32; 2]| {
+        if !dtype.is_float() || key_heads == 0 || !heads.is_multiple_of(key_heads) {
+            return Err("factors that are no floats, or heads that key heads do not divide".to_owned());
+        }
+        Ok(())
+    };
+    let keys = |segment: &KeySegment, dtype: DType| {
+        result("k", &segment.k, dtype)?;
+        result("v", &segment.v, dtype)?;
+        segment.mask.as_ref().map_or(Ok(()), |mask| result("mask", mask, DType::Bool))
+    };
     match &kernel.anchor {
         Anchor::Map(_) => Ok(()),
         Anchor::RowReduction(reduction) => {
@@ -255,18 +280,20 @@ fn check_anchor(kernel: &Kernel) -> Result<(), String> {
             Ok(())
         }
         Anchor::Attention(attention) => {
-            let grouped = attention.key_heads > 0 && attention.heads.is_multiple_of(attention.key_heads);
-            if !attention.dtype.is_float() || !grouped {
-                return Err("factors that are no floats, or heads that key heads do not divide".to_owned());
-            }
+            heads(attention.dtype, [attention.heads, attention.key_heads])?;
             accumulators(&attention.epilogue, 1)?;
             result("q", &attention.q, attention.dtype)?;
-            for segment in &attention.segments {
-                result("k", &segment.k, attention.dtype)?;
-                result("v", &segment.v, attention.dtype)?;
-                if let Some(mask) = &segment.mask {
-                    result("mask", mask, DType::Bool)?;
-                }
+            attention.segments.iter().try_for_each(|segment| keys(segment, attention.dtype))
+        }
+        Anchor::AttentionGrad(grad) => {
+            heads(grad.dtype, [grad.heads, grad.key_heads])?;
+            accumulators(&grad.dq, 1)?;
+            result("q", &grad.q, grad.dtype)?;
+            result("dy", &grad.dy, grad.dtype)?;
+            for segment in &grad.segments {
+                accumulators(&segment.dk, 1)?;
+                accumulators(&segment.dv, 1)?;
+                keys(&segment.keys, grad.dtype)?;
             }
             Ok(())
         }
@@ -323,6 +350,7 @@ impl Compiler<'_> {
                 self.contraction(c).map(CompiledKernel::Contraction)
             }
             Anchor::Attention(attention) => self.attention(attention).map(CompiledKernel::Attention),
+            Anchor::AttentionGrad(grad) => self.attention_grad(grad).map(CompiledKernel::AttentionGrad),
             Anchor::ExpertChoice(choice) => self.expert_choice(choice).map(CompiledKernel::ExpertChoice),
             Anchor::InvertIndex(_) => Ok(CompiledKernel::InvertIndex),
             Anchor::SegmentSum(sum) => self.segment_sum(sum),
@@ -454,25 +482,67 @@ impl Compiler<'_> {
         let q = self.head_source("q", &queries, &attention.q, operand)?;
         let mut segments = Vec::with_capacity(attention.segments.len());
         for segment in &attention.segments {
-            let keys = extents(&[attention.batch, segment.length, key_heads, head_size]);
-            let mask = match &segment.mask {
-                None => None,
-                Some(mask) => Some(match mask.as_load() {
-                    Some(access) if access.indirect.is_none() && access.strides[1].is(1) => {
-                        MaskSource::Load(access.clone())
-                    }
-                    _ => MaskSource::Fill(self.fill("mask", &keys[..2], mask, DType::Bool)?),
-                }),
-            };
-            let k = self.head_source("k", &keys, &segment.k, operand)?;
-            let v = self.head_source("v", &keys, &segment.v, operand)?;
-            segments.push(CompiledSegment { k, v, mask });
+            segments.push(self.key_segment(segment, (attention.batch, key_heads, head_size), operand)?);
         }
-        // Finished rows come as queries of one head.
-        let by_head = extents(&[attention.batch, heads, attention.queries, head_size]);
-        let function = permute_axes(&attention.epilogue, &[0, 2, 1, 3]);
-        let epilogue = self.block("epilogue", &by_head, &function, Accumulators::Block, Destination::None)?;
+        let rows = [attention.batch, heads, attention.queries, head_size];
+        let epilogue = self.rows_of_heads("epilogue", rows, &attention.epilogue)?;
         Ok(CompiledAttention { operand, q, segments, epilogue })
+    }
+
+    fn key_segment(
+        &mut self,
+        segment: &KeySegment,
+        (batch, key_heads, head_size): (Size, Size, Size),
+        operand: GemmOperand,
+    ) -> Result<CompiledSegment, CodegenError> {
+        let keys = extents(&[batch, segment.length, key_heads, head_size]);
+        let mask = match &segment.mask {
+            None => None,
+            Some(mask) => Some(match mask.as_load() {
+                Some(access) if access.indirect.is_none() && access.strides[1].is(1) => {
+                    MaskSource::Load(access.clone())
+                }
+                _ => MaskSource::Fill(self.fill("mask", &keys[..2], mask, DType::Bool)?),
+            }),
+        };
+        let k = self.head_source("k", &keys, &segment.k, operand)?;
+        let v = self.head_source("v", &keys, &segment.v, operand)?;
+        Ok(CompiledSegment { k, v, mask })
+    }
+
+    /// An epilogue over (batch, row, head, column) on finished rows, which come as rows of one head.
+    fn rows_of_heads(
+        &mut self,
+        name: &str,
+        [batch, heads, rows, head_size]: [Size; 4],
+        function: &ScalarFunction,
+    ) -> Result<FunctionId, CodegenError> {
+        let by_head = extents(&[batch, heads, rows, head_size]);
+        let function = permute_axes(function, &[0, 2, 1, 3]);
+        self.block(name, &by_head, &function, Accumulators::Block, Destination::None)
+    }
+
+    fn attention_grad(&mut self, grad: &AttentionGrad) -> Result<CompiledAttentionGrad, CodegenError> {
+        let operand = gemm_operand(grad.dtype);
+        let [heads, key_heads, head_size] =
+            [grad.heads, grad.key_heads, grad.head_size].map(|count| Size::Const(i64::from(count)));
+        let queries = extents(&[grad.batch, grad.queries, heads, head_size]);
+        let q = self.head_source("q", &queries, &grad.q, operand)?;
+        let dy = self.head_source("dy", &queries, &grad.dy, operand)?;
+        let epilogue = |compiler: &mut Self, name: &str, rows: [Size; 4], function: &ScalarFunction| {
+            let stores = function.steps.iter().any(|step| matches!(step, Step::Store { .. }));
+            stores.then(|| compiler.rows_of_heads(name, rows, function)).transpose()
+        };
+        let dq = epilogue(self, "dq", [grad.batch, heads, grad.queries, head_size], &grad.dq)?;
+        let (mut segments, mut key_gradients) = (Vec::new(), Vec::new());
+        for segment in &grad.segments {
+            let keys = &segment.keys;
+            segments.push(self.key_segment(keys, (grad.batch, key_heads, head_size), operand)?);
+            let rows = [grad.batch, key_heads, keys.length, head_size];
+            let dk = epilogue(self, "dk", rows, &segment.dk)?;
+            key_gradients.push([dk, epilogue(self, "dv", rows, &segment.dv)?]);
+        }
+        Ok(CompiledAttentionGrad { operand, q, dy, segments, dq, key_gradients })
     }
 
     fn expert_choice(&mut self, choice: &ExpertChoice) -> Result<CompiledChoice, CodegenError> {

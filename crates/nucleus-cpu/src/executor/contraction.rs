@@ -127,7 +127,9 @@ impl LaunchContext<'_> {
                     RightRun::Packed(right) | RightRun::Unpacked(right, _) => {
                         (items.map(|item| right.item(item)).collect(), Vec::new())
                     }
-                    RightRun::Stored(stored) => (Vec::new(), items.map(|item| stored.matrices[item]).collect()),
+                    RightRun::Stored(stored) => {
+                        (Vec::new(), items.map(|item| stored.matrices[item]).collect())
+                    }
                 }
             })
             .collect();
@@ -214,7 +216,8 @@ impl LaunchContext<'_> {
             Source::Load { access, element } => Some((self.bind(access), *element)),
             Source::Fill(_) => None,
         };
-        let strides = bound.as_ref().map_or_else(|| vec![1; batch.len()], |(access, _)| access.strides.clone());
+        let strides =
+            bound.as_ref().map_or_else(|| vec![1; batch.len()], |(access, _)| access.strides.clone());
         let item_bytes = sizes.packed_bytes(self.isa, packing);
         let factor = RightFactor::layout(&strides[..batch.len()], batch, item_bytes);
         if let Some((access, element)) = &bound {

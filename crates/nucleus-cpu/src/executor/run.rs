@@ -185,6 +185,10 @@ impl CpuProgram {
                     context.attention(attention, compiled);
                     Ok(())
                 }
+                (CompiledKernel::AttentionGrad(compiled), Anchor::AttentionGrad(grad)) => {
+                    context.attention_grad(grad, compiled);
+                    Ok(())
+                }
                 (CompiledKernel::ExpertChoice(compiled), Anchor::ExpertChoice(choice)) => {
                     context.expert_choice(choice, compiled)
                 }

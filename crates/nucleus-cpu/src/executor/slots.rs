@@ -66,6 +66,11 @@ pub(crate) fn slots(anchor: &Anchor) -> Vec<Slot<'_>> {
             list.push(slot("epilogue", &[&queries], &attention.epilogue));
             list
         }
+        // Every axis has the extent of its size: as the plan says.
+        Anchor::AttentionGrad(_) => {
+            let slots = anchor.slots().into_iter();
+            slots.map(|(name, extents, function)| slot(name, &[&extents], function)).collect()
+        }
         Anchor::ExpertChoice(choice) => {
             vec![
                 slot("affinity", &[&[choice.batch, choice.tokens, choice.experts]], &choice.affinity),

@@ -6,10 +6,16 @@
 //! are queries, in the scores as in the output, which stays transposed until it is finished. Which keys form a block
 //! depends on the keys alone, so that a row's bits do not depend on the other rows.
 
+mod columns;
+mod grad;
+mod grad_queries;
 mod pack;
 mod queries;
 
-use pack::{PACK_KEYS, PackedKeys};
+pub use grad::{AttentionGrad, Gradient, attention_grad};
+
+use columns::Columns;
+use pack::{Keys, PackedKeys};
 use queries::{JOB_PANELS, Job, Queries};
 
 use super::element::{Element, Operand};
@@ -159,27 +165,21 @@ pub unsafe fn attention(threads: &Threads, problem: &Attention) {
     let whole_groups = problem.kv_heads > 0 && problem.q_heads.is_multiple_of(problem.kv_heads);
     assert!(whole_groups, "{} query heads do not share {} key heads", problem.q_heads, problem.kv_heads);
     let table = attention_kernels(problem.isa, problem.operand);
-    let packed = PackedKeys::new(problem, table);
-    let queries = Queries { problem, table, packed: &packed };
+    let Attention { isa, operand, batch, head_dim, segments, .. } = *problem;
+    let packed = PackedKeys::new(Keys { isa, operand, batch, head_dim, segments }, table);
+    let columns = Columns::new(problem.q_rows, problem.q_heads / problem.kv_heads, table.panel_cols);
+    let queries = Queries { problem, table, packed: &packed, columns };
     let heads = problem.batch * problem.kv_heads;
     let per_round = (ROUND_BYTES / (4 * packed.head_words).max(1)).clamp(1, heads);
     let lease = threads.lease(4 * packed.head_words * per_round);
     let place = SendPtr(lease.as_ptr().cast::<u32>());
     let at = |head: usize, first: usize| place.get().wrapping_add((head - first) * packed.head_words);
     let split = |head: usize| (head / problem.kv_heads, head % problem.kv_heads);
-    let panels = queries.panels();
+    let panels = columns.panels();
     for first in (0..heads).step_by(per_round) {
         let count = per_round.min(heads - first);
-        let most_keys = packed.items.iter().map(|item| item.keys).max().unwrap_or(0);
-        let pieces = most_keys.div_ceil(PACK_KEYS);
-        threads.parallel_for(count * pieces, |job, worker| {
-            let (head, key) = (first + job / pieces, job % pieces * PACK_KEYS);
-            let (batch, kv_head) = split(head);
-            if key < packed.items[batch].keys {
-                // SAFETY: each piece of each head has its own place; sources are the caller's promise.
-                unsafe { packed.pack(batch, kv_head, key, at(head, first), worker) };
-            }
-        });
+        // SAFETY: the lease holds the heads of a round; sources are the caller's promise.
+        unsafe { packed.pack_heads(threads, problem.kv_heads, first..first + count, place) };
         // Some jobs for each thread even where queries are few.
         let blocks = panels.div_ceil(JOB_PANELS).max((4 * threads.count()).div_ceil(count)).min(panels);
         threads.parallel_for(count * blocks, |job, worker| {

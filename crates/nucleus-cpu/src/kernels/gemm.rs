@@ -231,7 +231,9 @@ impl<'a> Run<'a> {
         let kernels = kernels(problem.isa);
         let tiles = kernels.tiles(problem.operand).0;
         // All parts have the same products in common, but neighbours may share B in one part and not in another.
-        let shares = |product: usize| problem.parts.iter().all(|part| part.b.address(product) == part.b.address(product - 1));
+        let shares = |product: usize| {
+            problem.parts.iter().all(|part| part.b.address(product) == part.b.address(product - 1))
+        };
         let mut runs: Vec<(usize, usize)> = Vec::with_capacity(problem.products.len());
         for (number, product) in problem.products.iter().enumerate() {
             let run = match runs.last() {

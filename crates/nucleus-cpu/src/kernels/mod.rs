@@ -17,7 +17,10 @@ mod rows;
 mod simd;
 mod token_partition;
 
-pub use attention::{Attention, AttentionOutput, AttentionTile, HeadView, KeyMask, KeySegment, attention};
+pub use attention::{
+    Attention, AttentionGrad, AttentionOutput, AttentionTile, Gradient, HeadView, KeyMask, KeySegment,
+    attention, attention_grad,
+};
 pub use element::{Element, Operand, bf16_from_f32, f32_from_bf16, load_f32, store_f32};
 pub use error::KernelError;
 pub use expert_choice::{ExpertChoice, expert_choice};

@@ -47,6 +47,7 @@ impl State {
                 Op::Attention { .. } | Op::SegmentSum => {
                     self.form(Kind::Anchor(node), Space::direct(&shape), &results)?;
                 }
+                Op::AttentionGrad { .. } => self.form_attention_grad(node)?,
                 Op::ExpertChoice { .. } => self.form_choice(node)?,
                 Op::InvertIndex { .. } => {
                     for result in &results {
@@ -208,7 +209,7 @@ impl State {
         (fuses && (2..=MAX_UNROLLED).contains(&count)).then_some(count)
     }
 
-    /// The lengths of the key segments of an attention node: those of the pieces of k if it is a concatenation along the keys.
+    /// The lengths of the key segments of an attention node or its gradients: those of the pieces of k if it is a concatenation along the keys.
     pub(crate) fn key_segments(&self, node: Node) -> Vec<Dim> {
         let data = self.graph.node(node);
         match self.def(data.operands[1]) {
@@ -222,7 +223,7 @@ impl State {
         }
     }
 
-    /// True if every use of a concatenation is the keys, values or mask of an attention that reads it piece by piece.
+    /// True if every use of a concatenation is the keys, values or mask of an attention, or of its gradients, that reads it piece by piece.
     pub(crate) fn read_by_pieces(&self, concat: Value) -> bool {
         let Some((_, data)) = self.def(concat) else { return false };
         if !matches!(data.op, Op::Concat { axis: 1 })
@@ -236,9 +237,12 @@ impl State {
             data.operands.iter().map(|piece| self.graph.ty(*piece).shape[1].clone()).collect();
         self.uses[concat.index()].iter().all(|node| {
             let user = self.graph.node(*node);
-            matches!(user.op, Op::Attention { .. })
-                && user.operands[0] != concat
-                && self.key_segments(*node) == lengths
+            let others: &[Value] = match user.op {
+                Op::Attention { .. } => &user.operands[..1],
+                Op::AttentionGrad { .. } => &[user.operands[0], user.operands[3]],
+                _ => return false,
+            };
+            !others.contains(&concat) && self.key_segments(*node) == lengths
         })
     }
 }

@@ -258,6 +258,7 @@ impl State {
                 site(if position == 0 { Need::Cast } else { Need::Packed });
             }
             Op::Attention { .. } => site(if position == 3 { Need::Function } else { Need::Stored }),
+            Op::AttentionGrad { .. } => site(if position == 4 { Need::Function } else { Need::Stored }),
             Op::SegmentSum => {
                 site(if position == 0 || position == 3 { Need::Function } else { Need::Stored });
             }

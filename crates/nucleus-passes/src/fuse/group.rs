@@ -36,7 +36,7 @@ pub(crate) enum Kind {
     Pieces(Value),
     /// Reductions along the kernel's last axis.
     Rows(Vec<RowSum>),
-    /// `matmul`, `grouped_matmul`, `attention`, `expert_choice`, `invert_index` or `segment_sum`.
+    /// `matmul`, `grouped_matmul`, `attention`, `attention_grad`, `expert_choice`, `invert_index` or `segment_sum`.
     Anchor(Node),
 }
 
@@ -51,6 +51,9 @@ pub(crate) struct Group {
     pub(crate) accumulators: Vec<(Value, Map, u32)>,
     /// The values computed here and nowhere else.
     pub(crate) owned: Vec<Value>,
+    /// For the gradients of attention, those of keys and of values of every key segment, each in a space of its own. What they own is
+    /// also the group's.
+    pub(crate) sides: Vec<Group>,
     /// Values that depend on the anchor's results and can be computed here on the way to owned ones.
     pub(crate) inside: HashSet<Value>,
     /// What can be computed here, where, and after which phases (see [`Computable`]).
@@ -66,7 +69,7 @@ impl Group {
     pub(crate) fn new(kind: Kind, space: Space, rate: Rate, results: &[Value]) -> Group {
         let owned = results.to_vec();
         let (accumulators, inside, known) = (Vec::new(), HashSet::new(), HashMap::new());
-        Group { kind, space, rows: None, accumulators, owned, inside, known, rate }
+        Group { kind, space, rows: None, accumulators, owned, sides: Vec::new(), inside, known, rate }
     }
 
     /// Where a value is computed, each element once, and whether that is per row.
@@ -97,13 +100,28 @@ impl State {
     /// A consumer joins if it is element-wise (or a concatenation whose piece is known at every point), is as often computed, has its
     /// elements at the group's points, and if none of its other operands needs a result of the group first.
     pub(crate) fn grow(&mut self, mut group: Group) -> Result<usize, PassError> {
+        let seeds = group.owned.clone();
+        self.extend(&mut group, &seeds)?;
+        Ok(self.add(group))
+    }
+
+    /// Adds a group that has all it will own.
+    pub(crate) fn add(&mut self, group: Group) -> usize {
+        self.dependence.add_kernel(&group.owned);
+        self.groups.push(group);
+        self.groups.len() - 1
+    }
+
+    /// Lets a group that will be added next take over consumers of what it owns. `seeds` are all values that are known to be computed
+    /// by its kernel.
+    pub(crate) fn extend(&mut self, group: &mut Group, seeds: &[Value]) -> Result<(), PassError> {
         let id = self.groups.len();
-        for value in &group.owned {
+        for value in seeds {
             self.owner[value.index()] = Some(id);
         }
         // The search borrows the rest of the state.
         let mut dependence = std::mem::replace(&mut self.dependence, Dependence::new(0));
-        dependence.begin(id, &group.owned);
+        dependence.begin(id, seeds);
         let mut pending: BTreeSet<Node> = BTreeSet::new();
         for value in &group.owned {
             pending.extend(self.uses[value.index()].iter().copied());
@@ -117,10 +135,10 @@ impl State {
             let joined = match &data.op {
                 _ if passes => true,
                 Op::ReduceSum { .. } | Op::ReduceMax { .. } => {
-                    self.join_reduction(&mut group, node, &mut dependence)?
+                    self.join_reduction(group, node, &mut dependence)?
                 }
                 op if op.scalar().is_some() || matches!(op, Op::Concat { .. }) => {
-                    self.join(&mut group, result, &mut dependence)?
+                    self.join(group, result, &mut dependence)?
                 }
                 _ => false,
             };
@@ -133,10 +151,8 @@ impl State {
             }
         }
         group.known = HashMap::new();
-        dependence.add_kernel(&group.owned);
         self.dependence = dependence;
-        self.groups.push(group);
-        Ok(id)
+        Ok(())
     }
 
     /// True if `value` can be computed at the group's points; then it is counted in.

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use nucleus_ir::graph::{Node, NodeData, Value};
 use nucleus_ir::{DType, Dim, Op, Rate, ScalarOp, dim::product};
 use nucleus_plan::{
-    Anchor, Attention, Contraction, ExpertChoice, InverseMap, InvertIndex, Kernel, KernelId, KeySegment,
-    Launch, Map as MapAnchor, OperandMode, Part, Phase, Plan, Reduction, ReductionOp, RowReduction,
-    ScalarFunction, SegmentSum, Size, Step,
+    Anchor, Contraction, ExpertChoice, InverseMap, InvertIndex, Kernel, KernelId, Launch, Map as MapAnchor,
+    OperandMode, Part, Phase, Plan, Reduction, ReductionOp, RowReduction, ScalarFunction, SegmentSum, Size,
+    Step,
 };
 
 use super::affine::{Coord, Map};
@@ -17,18 +17,18 @@ use super::homes::Home;
 use super::state::State;
 
 /// The coordinates of a value whose axes are those of the iteration space.
-fn identity(extents: &[Dim]) -> Map {
+pub(super) fn identity(extents: &[Dim]) -> Map {
     extents.iter().enumerate().map(|(axis, extent)| Coord::axis(axis, extent)).collect()
 }
 
 /// Operations of a function at one point; casts are free.
-fn operations(function: &ScalarFunction) -> i64 {
+pub(super) fn operations(function: &ScalarFunction) -> i64 {
     let counts = |step: &&Step| matches!(step, Step::Apply { op, .. } if !matches!(op, ScalarOp::Cast(_)));
     function.steps.iter().filter(counts).count() as i64
 }
 
 /// `count` operations at every point of a space.
-fn flops(count: i64, extents: &[Dim]) -> Result<Dim, Stop> {
+pub(super) fn flops(count: i64, extents: &[Dim]) -> Result<Dim, Stop> {
     Ok(product(extents)?.mul(&Dim::constant(count))?)
 }
 
@@ -57,6 +57,7 @@ impl Lowering<'_> {
                 let data = self.state.graph.node(*node);
                 match &data.op {
                     Op::Attention { .. } => self.attention(group, *node, data),
+                    Op::AttentionGrad { .. } => self.attention_grad(group, *node, data),
                     Op::ExpertChoice { .. } => self.expert_choice(group, *node, data),
                     Op::InvertIndex { .. } => self.invert_index(group, data),
                     Op::SegmentSum => self.segment_sum(group, data),
@@ -66,7 +67,7 @@ impl Lowering<'_> {
         }
     }
 
-    fn launch(
+    pub(super) fn launch(
         &mut self,
         anchor: Anchor,
         arguments: Arguments,
@@ -92,7 +93,7 @@ impl Lowering<'_> {
     }
 
     /// The stores of the group's values that are stored, per point or per row, over axes of these extents.
-    fn stores(
+    pub(super) fn stores(
         &self,
         group: &Group,
         arguments: &mut Arguments,
@@ -101,7 +102,8 @@ impl Lowering<'_> {
     ) -> Result<ScalarFunction, Stop> {
         let mut emitter = Emitter::new(self.state, self.homes, group, arguments, extents);
         let mut missing = Missing::default();
-        for value in &group.owned {
+        let of_side = |value: &Value| group.sides.iter().any(|side| side.owned.contains(value));
+        for value in group.owned.iter().filter(|value| !of_side(value)) {
             if !self.state.stored[value.index()] || self.state.written_whole(*value) {
                 continue;
             }
@@ -118,7 +120,7 @@ impl Lowering<'_> {
     }
 
     /// A function that computes an operand in `dtype`.
-    fn operand(
+    pub(super) fn operand(
         &self,
         group: &Group,
         arguments: &mut Arguments,
@@ -313,59 +315,6 @@ impl Lowering<'_> {
         self.launch(anchor, arguments, flops, group.rate, data.results[0])
     }
 
-    fn attention(&mut self, group: &Group, node: Node, data: &NodeData) -> Result<(), Stop> {
-        let Op::Attention { scale } = data.op else { return Ok(()) };
-        let graph = &self.state.graph;
-        let (q, k, v) = (data.operands[0], data.operands[1], data.operands[2]);
-        let extents = graph.ty(q).shape.clone();
-        let k_shape = graph.ty(k).shape.clone();
-        let mut arguments = Arguments::default();
-        let batch = arguments.size(&extents[0]);
-        let queries = arguments.size(&extents[1]);
-        let q_function = self.operand(group, &mut arguments, &extents, Form::Load, q, &identity(&extents))?;
-        let mut segments = Vec::new();
-        let mut start = Dim::constant(0);
-        for length in self.state.key_segments(node) {
-            let mut key_extents = k_shape.clone();
-            key_extents[1] = length.clone();
-            let mut map = identity(&key_extents);
-            map[1] = map[1].shifted(&start)?;
-            let k_function = self.operand(group, &mut arguments, &key_extents, Form::Load, k, &map)?;
-            let v_function = self.operand(group, &mut arguments, &key_extents, Form::Load, v, &map)?;
-            let mask = match data.operands.get(3) {
-                None => None,
-                Some(mask) => {
-                    let extents = &key_extents[..2];
-                    let function =
-                        self.operand(group, &mut arguments, extents, Form::Any, *mask, &map[..2])?;
-                    (!always_true(&function)).then_some(function)
-                }
-            };
-            let length_size = arguments.size(&length);
-            segments.push(KeySegment { length: length_size, k: k_function, v: v_function, mask });
-            start = start.add(&length)?;
-        }
-        let epilogue = self.stores(group, &mut arguments, &extents, false)?;
-        let constant = |dim: &Dim| dim.as_constant().unwrap_or_default() as u32;
-        let flops = product(&extents)?
-            .mul(&k_shape[1])?
-            .mul(&Dim::constant(4))?
-            .add(&flops(operations(&epilogue), &extents)?)?;
-        let attention = Attention {
-            batch,
-            queries,
-            heads: constant(&extents[2]),
-            key_heads: constant(&k_shape[2]),
-            head_size: constant(&extents[3]),
-            scale,
-            dtype: graph.ty(q).dtype,
-            q: q_function,
-            segments,
-            epilogue,
-        };
-        self.launch(Anchor::Attention(attention), arguments, flops, group.rate, data.results[0])
-    }
-
     fn expert_choice(&mut self, group: &Group, node: Node, data: &NodeData) -> Result<(), Stop> {
         let Op::ExpertChoice { capacity } = &data.op else { return Ok(()) };
         let extents = self.state.graph.ty(data.operands[0]).shape.clone();
@@ -489,13 +438,5 @@ impl Lowering<'_> {
             epilogue,
         };
         self.launch(Anchor::SegmentSum(anchor), arguments, flops, group.rate, data.results[0])
-    }
-}
-
-/// True for a mask that leaves nothing out.
-fn always_true(function: &ScalarFunction) -> bool {
-    match function.result.map(|step| &function.steps[step.0 as usize]) {
-        Some(Step::Constant { value, dtype: DType::Bool }) => value.0 == 1.0,
-        _ => false,
     }
 }

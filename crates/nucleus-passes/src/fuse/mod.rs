@@ -16,6 +16,7 @@
 
 mod affine;
 mod anchors;
+mod attention;
 mod canonical;
 mod decide;
 mod dependence;

@@ -213,3 +213,38 @@ fn a_gradient_of_modulation_is_one_pass_over_tokens() {
     let load = reduction.phases[0].function.accesses().next().unwrap();
     assert!(load.strides[1].is(1), "{plan}");
 }
+
+#[test]
+fn gradients_of_concatenated_keys_are_finished_piece_by_piece() {
+    let plan = plan(
+        "q: [B, S, 4, 8] per step, dy: [B, S, 4, 8] per step, k: [B, S, 2, 8] per step, text: [B, T, 2, 8] per prompt,
+         mask: bool[B, T] per prompt, table: [S, 1, 8] per prompt",
+        "a: [B, S, 32], b: [B, S, 2, 8], c: [B, T, 2, 8], d: [B, S, 2, 8], e: [B, T, 16]",
+        "let keys = concat(k, text, axis = 1);
+         let seen = concat(broadcast(true, [B, S]), mask, axis = 1);
+         let (dq, dk, dv) = attention_grad(q, keys, keys, dy, seen, scale = 0.35);
+         let image = slice(dk, axis = 1, start = 0, end = S);
+         (reshape(2.0 * dq, [B, S, 32]), image * table, -slice(dk, axis = 1, start = S, end = S + T),
+          exp(slice(dv, axis = 1, start = 0, end = S)), reshape(abs(slice(dv, axis = 1, start = S, end = S + T)), [B, T, 16]))",
+    );
+    expect(&plan, &[("attention_grad", 1)]);
+    let Anchor::AttentionGrad(grad) = &plan.kernels[0].anchor else { panic!("{plan}") };
+    let masked: Vec<bool> = grad.segments.iter().map(|segment| segment.keys.mask.is_some()).collect();
+    assert_eq!(masked, [false, true]);
+    // The gradients themselves are not stored.
+    assert!(
+        plan.buffers.iter().all(|buffer| !matches!(buffer.place, nucleus_plan::Place::Arena { .. })),
+        "{plan}"
+    );
+}
+
+#[test]
+fn a_gradient_that_another_gradient_waits_for_stays_apart() {
+    let plan = plan(
+        "q: [B, 4, 2, 8] per step, dy: [B, 4, 2, 8] per step, k: [B, 4, 2, 8] per step",
+        "a: [B, 4, 2, 8], b: [B, 4, 2, 8]",
+        "let (dq, dk, dv) = attention_grad(q, k, k, dy, scale = 0.35);
+         (dq * reduce_sum(dk, axis = 3, keep = true), tanh(dk) + tanh(dv))",
+    );
+    expect(&plan, &[("attention_grad", 1), ("map", 1), ("row_reduction", 1)]);
+}

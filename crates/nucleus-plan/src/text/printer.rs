@@ -3,7 +3,9 @@
 use std::fmt::{self, Display, Formatter, Write};
 
 use crate::buffer::{Buffer, Place};
-use crate::kernel::{Anchor, Contraction, Kernel, OperandMode, Part, Phase, ReductionOp};
+use crate::kernel::{
+    Anchor, Attention, AttentionGrad, Contraction, Kernel, KeySegment, OperandMode, Part, Phase, ReductionOp,
+};
 use crate::plan::{Launch, Plan};
 use crate::scalar::{Access, ScalarFunction, Size, Step};
 
@@ -127,8 +129,10 @@ impl Display for Kernel {
         {
             write!(f, " {dtype}")?;
         }
-        if let Anchor::Attention(attention) = &self.anchor {
-            write!(f, " {}", attention.dtype)?;
+        if let Anchor::Attention(Attention { dtype, .. })
+        | Anchor::AttentionGrad(AttentionGrad { dtype, .. }) = &self.anchor
+        {
+            write!(f, " {dtype}")?;
         }
         f.write_str(" {\n")?;
         body(f, &self.anchor)?;
@@ -202,14 +206,24 @@ fn body(f: &mut Formatter<'_>, anchor: &Anchor) -> fmt::Result {
             )?;
             function(f, "q", &a.q)?;
             for segment in &a.segments {
-                writeln!(f, "        keys {};", segment.length)?;
-                function(f, "k", &segment.k)?;
-                function(f, "v", &segment.v)?;
-                if let Some(mask) = &segment.mask {
-                    function(f, "mask", mask)?;
-                }
+                keys(f, segment)?;
             }
             function(f, "epilogue", &a.epilogue)
+        }
+        Anchor::AttentionGrad(a) => {
+            writeln!(
+                f,
+                "        batch {}; queries {}; heads {}; key_heads {}; head_size {}; scale {};",
+                a.batch, a.queries, a.heads, a.key_heads, a.head_size, a.scale
+            )?;
+            function(f, "q", &a.q)?;
+            function(f, "dy", &a.dy)?;
+            for segment in &a.segments {
+                keys(f, &segment.keys)?;
+                function(f, "dk", &segment.dk)?;
+                function(f, "dv", &segment.dv)?;
+            }
+            function(f, "dq", &a.dq)
         }
         Anchor::ExpertChoice(c) => {
             write!(
@@ -241,6 +255,16 @@ fn body(f: &mut Formatter<'_>, anchor: &Anchor) -> fmt::Result {
             function(f, "update", &s.update)?;
             function(f, "epilogue", &s.epilogue)
         }
+    }
+}
+
+fn keys(f: &mut Formatter<'_>, segment: &KeySegment) -> fmt::Result {
+    writeln!(f, "        keys {};", segment.length)?;
+    function(f, "k", &segment.k)?;
+    function(f, "v", &segment.v)?;
+    match &segment.mask {
+        Some(mask) => function(f, "mask", mask),
+        None => Ok(()),
     }
 }
 

@@ -147,6 +147,35 @@ fn sample() -> Plan {
             ],
             epilogue: store(4, 4),
         }),
+        Anchor::AttentionGrad(AttentionGrad {
+            batch: Size::Arg(0),
+            queries: Size::Arg(1),
+            heads: 16,
+            key_heads: 4,
+            head_size: 128,
+            scale: Float(0.088),
+            dtype: DType::Bf16,
+            q: load(0, 4),
+            dy: load(1, 4),
+            segments: vec![
+                GradSegment {
+                    keys: KeySegment { length: Size::Arg(1), k: load(1, 4), v: load(2, 4), mask: None },
+                    dk: store(4, 4),
+                    dv: ScalarFunction::default(),
+                },
+                GradSegment {
+                    keys: KeySegment {
+                        length: Size::Const(7),
+                        k: load(1, 4),
+                        v: load(2, 4),
+                        mask: Some(load(3, 2)),
+                    },
+                    dk: ScalarFunction::default(),
+                    dv: store(5, 4),
+                },
+            ],
+            dq: store(6, 4),
+        }),
         Anchor::ExpertChoice(ExpertChoice {
             batch: Size::Arg(0),
             tokens: Size::Arg(1),

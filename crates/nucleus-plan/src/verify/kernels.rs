@@ -41,14 +41,8 @@ impl KernelCheck<'_, '_, '_> {
             Anchor::Map(_) | Anchor::SegmentSum(_) => {}
             Anchor::RowReduction(reduction) => self.phases(&reduction.phases),
             Anchor::Matmul(contraction) | Anchor::GroupedMatmul(contraction) => self.contraction(contraction),
-            Anchor::Attention(attention) => {
-                let divides = attention.key_heads > 0 && attention.heads % attention.key_heads == 0;
-                if !divides || !attention.dtype.is_float() || attention.segments.is_empty() {
-                    self.report(
-                        "attention needs keys of a float type, heads a multiple of key heads".to_owned(),
-                    );
-                }
-            }
+            Anchor::Attention(a) => self.attention([a.heads, a.key_heads], a.dtype, a.segments.len()),
+            Anchor::AttentionGrad(a) => self.attention([a.heads, a.key_heads], a.dtype, a.segments.len()),
             Anchor::ExpertChoice(choice) => {
                 self.size(choice.capacity);
                 self.whole(choice.slot_token, DType::I32, true);
@@ -80,6 +74,13 @@ impl KernelCheck<'_, '_, '_> {
                     self.report(format!("reduction of step {}, which is not f32", reduced.value.0));
                 }
             }
+        }
+    }
+
+    fn attention(&mut self, [heads, key_heads]: [u32; 2], dtype: DType, segments: usize) {
+        let divides = key_heads > 0 && heads % key_heads == 0;
+        if !divides || !dtype.is_float() || segments == 0 {
+            self.report("attention needs keys of a float type, heads a multiple of key heads".to_owned());
         }
     }
 
@@ -237,6 +238,13 @@ fn wants(anchor: &Anchor, name: &str) -> (Slot, usize) {
             "epilogue" => (Slot::Stores, 1),
             _ if name.starts_with("mask") => (Slot::Result(DType::Bool), 0),
             _ => (Slot::Result(attention.dtype), 0),
+        },
+        Anchor::AttentionGrad(grad) => match name {
+            "dq" => (Slot::Stores, 1),
+            "q" | "dy" => (Slot::Result(grad.dtype), 0),
+            _ if name.starts_with("mask") => (Slot::Result(DType::Bool), 0),
+            _ if name.starts_with('d') => (Slot::Stores, 1),
+            _ => (Slot::Result(grad.dtype), 0),
         },
         Anchor::SegmentSum(_) if name == "epilogue" => (Slot::Stores, 1),
         Anchor::ExpertChoice(_) if name == "epilogue" => (Slot::Stores, 2),

@@ -413,3 +413,82 @@ fn groups_of_columns() {
         "{errors:?}"
     );
 }
+
+/// The gradients of attention over two key segments, whose keys' gradients lie one behind the other.
+const GRADIENTS: &str = "plan test {
+    dim S;
+    input q: f32[2, S, 4, 8] per step;
+    input k: f32[2, S, 2, 8] per step;
+    input t: f32[2, 3, 2, 8] per step;
+    input mask: bool[2, 3] per step;
+    output dq: f32[2, S, 4, 8];
+    output dk: f32[2, S + 3, 2, 8];
+    buffer b0: f32[2, S, 4, 8] input 0;
+    buffer b1: f32[2, S, 2, 8] input 1;
+    buffer b2: f32[2, 3, 2, 8] input 2;
+    buffer b3: bool[2, 3] input 3;
+    buffer b4: f32[2, S, 4, 8] output 0;
+    buffer b5: f32[2, S + 3, 2, 8] output 1;
+    kernel k0(read f32, read f32, read f32, read bool, write f32, write f32) sizes 5 attention_grad f32 {
+        batch 2; queries s0; heads 4; key_heads 2; head_size 8; scale 0.3;
+        q { v0 = load o0[s1*i0 + 32*i1 + 8*i2 + i3]; return v0; }
+        dy { v0 = load o0[s1*i0 + 32*i1 + 8*i2 + i3]; return v0; }
+        keys s0;
+        k { v0 = load o1[s2*i0 + 16*i1 + 8*i2 + i3]; return v0; }
+        v { v0 = load o1[s2*i0 + 16*i1 + 8*i2 + i3]; return v0; }
+        dk { v0 = accumulator 0; store o5[s3*i0 + 16*i1 + 8*i2 + i3] = v0; }
+        dv { }
+        keys 3;
+        k { v0 = load o2[48*i0 + 16*i1 + 8*i2 + i3]; return v0; }
+        v { v0 = load o2[48*i0 + 16*i1 + 8*i2 + i3]; return v0; }
+        mask { v0 = load o3[3*i0 + i1]; return v0; }
+        dk { v0 = accumulator 0; store o5[s4 + s3*i0 + 16*i1 + 8*i2 + i3] = v0; }
+        dv { }
+        dq { v0 = accumulator 0; store o4[s1*i0 + 32*i1 + 8*i2 + i3] = v0; }
+    }
+    launch k0(b0, b1, b2, b3, b4, b5) sizes S, 32*S, 16*S, 16*S + 48, 16*S per step flops 0 bytes 0;
+}
+";
+
+#[test]
+fn gradients_of_attention() {
+    let check = |text: &str| verify_plan(&parse_plan(text).unwrap());
+    assert_eq!(check(GRADIENTS), Ok(()));
+    for (from, to, expected) in [
+        ("dq { v0 = accumulator 0", "dq { v0 = accumulator 1", "dq, step 0: there is no accumulator 1"),
+        ("dk { v0 = accumulator 0", "dk { v0 = accumulator 2", "dk0, step 0: there is no accumulator 2"),
+        ("key_heads 2", "key_heads 3", "heads a multiple of key heads"),
+        ("key_heads 2", "key_heads 0", "heads a multiple of key heads"),
+        ("attention_grad f32", "attention_grad bf16", "dy: needs a result of dtype bf16"),
+        ("attention_grad f32", "attention_grad i32", "keys of a float type"),
+        (
+            "mask { v0 = load o3[3*i0 + i1]",
+            "mask { v0 = load o2[3*i0 + i1]",
+            "mask1: needs a result of dtype bool",
+        ),
+        ("dv { }", "dv { v0 = load o0[i3]; return v0; }", "dv0: has a result without use"),
+        ("dy { v0 = load o0[s1*i0", "dy { v0 = load o0[s9*i0", "there is no size argument 9"),
+        ("keys 3", "keys 4", "dk1 accesses elements"),
+        (
+            "store o5[s4 +",
+            "store o5[16 +",
+            "a point stores an element of operand 5 that another point stores",
+        ),
+        (
+            "store o5[s3*i0 + 16*i1 + 8*i2 + i3]",
+            "store o5[s3*i0 + 16*i1 + 8*i2]",
+            "that another point stores",
+        ),
+        ("dv { }", "dv { v0 = accumulator 0; store o4[0] = v0; }", "that another point stores"),
+    ] {
+        let broken = GRADIENTS.replacen(from, to, 1);
+        assert_ne!(broken, GRADIENTS);
+        let errors = check(&broken).unwrap_err();
+        let shown: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert!(shown.iter().any(|error| error.contains(expected)), "{to}: {shown:?}");
+    }
+    let none = GRADIENTS.find("        keys s0").unwrap()..GRADIENTS.find("        dq {").unwrap();
+    let mut broken = GRADIENTS.to_owned();
+    broken.replace_range(none, "");
+    assert!(check(&broken).is_err());
+}

@@ -42,6 +42,7 @@ fn kind_name(anchor: &Anchor) -> String {
             format!("{} {}", anchor.name(), contraction.dtype)
         }
         Anchor::Attention(attention) => format!("{} {}", anchor.name(), attention.dtype),
+        Anchor::AttentionGrad(grad) => format!("{} {}", anchor.name(), grad.dtype),
         _ => anchor.name().to_owned(),
     }
 }

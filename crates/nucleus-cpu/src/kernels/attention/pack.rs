@@ -2,24 +2,27 @@
 //!
 //! Masked keys are left out, so that what they hold cannot matter and they cost nothing.
 
-use super::{Attention, HeadView, KeySegment};
+use std::ops::Range;
+
+use super::{HeadView, KeySegment};
 use crate::kernels::element::{Element, Operand};
-use crate::kernels::pack::steps;
+use crate::kernels::isa::Isa;
+use crate::kernels::pack::{SendPtr, steps};
 use crate::kernels::rows::convert_row;
 use crate::kernels::simd::{AttentionKernels, Kernels, kernels};
-use crate::threads::Worker;
+use crate::threads::{Threads, Worker};
 
 /// Words of a cache line.
 pub(super) const LINE_WORDS: usize = 16;
 /// Most keys of a block, in register tiles: with one panel of queries, its probabilities stay in the first-level cache.
 const BLOCK_TILES: usize = 20;
 /// Keys that one packing job takes; even, because pairs of keys share words.
-pub(super) const PACK_KEYS: usize = 64;
+const PACK_KEYS: usize = 64;
 
 const ROW_SLOT: usize = 0;
 
 /// Words of a row, an odd number of lines: neighbouring rows then fall into different sets of the cache.
-fn row_stride(words: usize) -> usize {
+pub(super) fn row_stride(words: usize) -> usize {
     (words.div_ceil(LINE_WORDS) | 1) * LINE_WORDS
 }
 
@@ -66,14 +69,41 @@ impl Item {
         let blocks = tiles.div_ceil(BLOCK_TILES);
         Self { runs, keys, block_keys: tiles.div_ceil(blocks.max(1)) * tile_rows, blocks }
     }
+
+    /// The place of a key of a segment; `None` if it takes no part.
+    pub(super) fn place(&self, segment: usize, key: usize) -> Option<usize> {
+        let behind = self.runs.partition_point(|run| (run.segment, run.first) <= (segment, key));
+        let run = self.runs[..behind].last().filter(|run| run.segment == segment)?;
+        let place = run.place + (key - run.first);
+        (place < self.runs.get(behind).map_or(self.keys, |next| next.place)).then_some(place)
+    }
+
+    /// Keys of a block.
+    pub(super) fn keys_of(&self, block: usize) -> usize {
+        self.block_keys.min(self.keys - block * self.block_keys)
+    }
 }
+
+/// Keys and values that are to be packed.
+#[derive(Clone, Copy)]
+pub(super) struct Keys<'a> {
+    pub(super) isa: Isa,
+    /// What their elements are rounded to.
+    pub(super) operand: Operand,
+    pub(super) batch: usize,
+    pub(super) head_dim: usize,
+    pub(super) segments: &'a [KeySegment],
+}
+
+// SAFETY: a description of memory; the caller of attention vouches for its use on several threads.
+unsafe impl Sync for Keys<'_> {}
 
 /// Where the packed keys and values of one key head lie.
 ///
 /// Block after block, each with the rows of its keys and behind them those of its values. A row of values is a key's, or
 /// that of two neighbouring keys where words are pairs.
 pub(super) struct PackedKeys<'a> {
-    problem: &'a Attention<'a>,
+    keys: Keys<'a>,
     kernels: &'static Kernels,
     words: Operand,
     /// One for each batch item.
@@ -87,16 +117,16 @@ pub(super) struct PackedKeys<'a> {
 }
 
 impl<'a> PackedKeys<'a> {
-    pub(super) fn new(problem: &'a Attention<'a>, table: &AttentionKernels) -> Self {
+    pub(super) fn new(keys: Keys<'a>, table: &AttentionKernels) -> Self {
         let tile_rows = table.scores.len();
-        let items = (0..problem.batch).map(|batch| Item::new(problem.segments, batch, tile_rows)).collect();
+        let items = (0..keys.batch).map(|batch| Item::new(keys.segments, batch, tile_rows)).collect();
         let mut packed = Self {
-            problem,
-            kernels: kernels(problem.isa),
+            keys,
+            kernels: kernels(keys.isa),
             words: table.words,
             items,
-            key_stride: row_stride(steps(table.words, problem.head_dim)),
-            value_stride: row_stride(problem.head_dim),
+            key_stride: row_stride(steps(table.words, keys.head_dim)),
+            value_stride: row_stride(keys.head_dim),
             head_words: 0,
         };
         let words = packed.items.iter().map(|item| item.blocks * packed.block_words(item));
@@ -114,21 +144,38 @@ impl<'a> PackedKeys<'a> {
         item.block_keys * self.key_stride
     }
 
+    /// Packs the key heads `heads`, counted through all batch items of `kv_heads` each, one behind the other.
+    ///
+    /// # Safety
+    /// `place` has room for `head_words` of each.
+    pub(super) unsafe fn pack_heads(
+        &self,
+        threads: &Threads,
+        kv_heads: usize,
+        heads: Range<usize>,
+        place: SendPtr<u32>,
+    ) {
+        let most_keys = self.items.iter().map(|item| item.keys).max().unwrap_or(0);
+        let pieces = most_keys.div_ceil(PACK_KEYS);
+        threads.parallel_for(heads.len() * pieces, |job, worker| {
+            let (position, key) = (job / pieces, job % pieces * PACK_KEYS);
+            let (batch, kv_head) = ((heads.start + position) / kv_heads, (heads.start + position) % kv_heads);
+            if key < self.items[batch].keys {
+                let head = place.get().wrapping_add(position * self.head_words);
+                // SAFETY: each piece of each head has its own place; sources are the caller's promise.
+                unsafe { self.pack(batch, kv_head, key, head, worker) };
+            }
+        });
+    }
+
     /// Packs the keys from place `first` on, [`PACK_KEYS`] or what is left of them.
     ///
     /// # Safety
     /// `head` has room for `head_words`; no other job packs these keys.
-    pub(super) unsafe fn pack(
-        &self,
-        batch: usize,
-        kv_head: usize,
-        first: usize,
-        head: *mut u32,
-        worker: &mut Worker,
-    ) {
+    unsafe fn pack(&self, batch: usize, kv_head: usize, first: usize, head: *mut u32, worker: &mut Worker) {
         let item = &self.items[batch];
         let last = item.keys.min(first + PACK_KEYS);
-        let dim = self.problem.head_dim;
+        let dim = self.keys.head_dim;
         let mut run = item.runs.partition_point(|run| run.place <= first) - 1;
         let halves = worker.scratch(ROW_SLOT, 4 * dim).cast::<u16>();
         for place in first..last {
@@ -136,7 +183,7 @@ impl<'a> PackedKeys<'a> {
                 run += 1;
             }
             let Run { segment, first, place: run_place } = item.runs[run];
-            let (segment, key) = (&self.problem.segments[segment], first + place - run_place);
+            let (segment, key) = (&self.keys.segments[segment], first + place - run_place);
             let at = |view: &HeadView| (view.at(batch, key, kv_head), view.element);
             let (block, within) = (place / item.block_keys, place % item.block_keys);
             let start = block * self.block_words(item);
@@ -170,10 +217,10 @@ impl<'a> PackedKeys<'a> {
     /// # Safety
     /// Both sides hold a row.
     pub(super) unsafe fn row(&self, (source, element): (*const u8, Element), destination: *mut u32) {
-        let dim = self.problem.head_dim;
+        let dim = self.keys.head_dim;
         // SAFETY: passed on.
         unsafe {
-            convert_row(self.kernels, source, element, dim, destination, self.problem.operand, self.words);
+            convert_row(self.kernels, source, element, dim, destination, self.keys.operand, self.words);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One job of attention: some panels of queries, which share a key head, past all keys.
 
+use super::columns::Columns;
 use super::pack::{LINE_WORDS, PackedKeys};
 use super::{Attention, AttentionOutput, AttentionTile};
 use crate::kernels::element::{Element, Operand, store_row};
@@ -16,7 +17,7 @@ const OUTPUT_SLOT: usize = 2;
 const STATE_SLOT: usize = 3;
 const ROW_SLOT: usize = 4;
 
-/// Which queries a job takes. A column is a query of one head: those of the group's first head come first.
+/// Which queries a job takes.
 pub(super) struct Job {
     pub(super) batch: usize,
     pub(super) kv_head: usize,
@@ -28,6 +29,7 @@ pub(super) struct Queries<'a> {
     pub(super) problem: &'a Attention<'a>,
     pub(super) table: &'static AttentionKernels,
     pub(super) packed: &'a PackedKeys<'a>,
+    pub(super) columns: Columns,
 }
 
 /// Memory of one job; panels stand one behind the other in the first, third and fourth.
@@ -45,16 +47,6 @@ struct Scratch {
 }
 
 impl Queries<'_> {
-    /// Query heads that share a key head.
-    fn group(&self) -> usize {
-        self.problem.q_heads / self.problem.kv_heads
-    }
-
-    /// Panels of one key head.
-    pub(super) fn panels(&self) -> usize {
-        (self.group() * self.problem.q_rows).div_ceil(self.table.panel_cols)
-    }
-
     /// Words of a query.
     fn steps(&self) -> usize {
         steps(self.table.words, self.problem.head_dim)
@@ -105,9 +97,8 @@ impl Queries<'_> {
 
     /// The query in a column of a panel; none behind the last.
     fn query(&self, job: &Job, panel: usize, col: usize) -> Option<*const u8> {
-        let (rows, group) = (self.problem.q_rows, self.group());
-        let at = (job.first_panel + panel) * self.table.panel_cols + col;
-        (at < group * rows).then(|| self.problem.q.at(job.batch, at % rows, job.kv_head * group + at / rows))
+        let (row, head) = self.columns.query(job.kv_head, job.first_panel + panel, col)?;
+        Some(self.problem.q.at(job.batch, row, head))
     }
 
     /// Fetches the `part`th of `parts` shares of a panel of queries into the second-level cache.
@@ -120,18 +111,6 @@ impl Queries<'_> {
                 unsafe { (kernels(self.problem.isa).prefetch)(source.cast(), bytes) };
             }
         }
-    }
-
-    /// The runs of one head among the columns of a panel: column, head, first query, queries.
-    fn heads_of(&self, job: &Job, panel: usize) -> impl Iterator<Item = (usize, usize, usize, usize)> {
-        let (rows, cols, group) = (self.problem.q_rows, self.table.panel_cols, self.group());
-        let first = (job.first_panel + panel) * cols;
-        let end = (first + cols).min(group * rows);
-        let first_head = job.kv_head * group;
-        (first / rows..end.div_ceil(rows)).map(move |member| {
-            let (begin, end) = (first.max(member * rows), end.min((member + 1) * rows));
-            (begin - first, first_head + member, begin - member * rows, end - begin)
-        })
     }
 
     /// Transposes a panel of queries; missing columns are zero.
@@ -173,7 +152,7 @@ impl Queries<'_> {
         let (problem, packed, table) = (self.problem, self.packed, self.table);
         let item = &packed.items[job.batch];
         let cols = table.panel_cols;
-        let keys = item.block_keys.min(item.keys - block * item.block_keys);
+        let keys = item.keys_of(block);
         let block_words = packed.block_words(item);
         // SAFETY: packed operands and scratch have the sizes of their descriptions.
         unsafe {
@@ -249,7 +228,7 @@ impl Queries<'_> {
                     cols,
                 });
             }
-            for (col, head, row, count) in self.heads_of(job, panel) {
+            for (col, head, row, count) in self.columns.heads(job.kv_head, job.first_panel + panel) {
                 self.hand_over(&AttentionTile {
                     batch: job.batch,
                     head,

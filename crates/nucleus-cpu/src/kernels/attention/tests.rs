@@ -3,32 +3,40 @@
 use super::*;
 use crate::kernels::element::{load_f32, round_to_bf16, store_f32};
 
-struct Case {
-    batch: usize,
-    q_rows: usize,
-    q_heads: usize,
-    kv_heads: usize,
-    dim: usize,
-    segments: Vec<(usize, Option<Vec<u8>>)>,
+pub(in crate::kernels::attention) struct Case {
+    pub(in crate::kernels::attention) batch: usize,
+    pub(in crate::kernels::attention) q_rows: usize,
+    pub(in crate::kernels::attention) q_heads: usize,
+    pub(in crate::kernels::attention) kv_heads: usize,
+    pub(in crate::kernels::attention) dim: usize,
+    pub(in crate::kernels::attention) segments: Vec<(usize, Option<Vec<u8>>)>,
 }
 
-fn value(seed: usize, at: usize) -> f32 {
+pub(in crate::kernels::attention) fn value(seed: usize, at: usize) -> f32 {
     let mut bits = (at as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (seed as u64) << 21;
     bits = (bits ^ bits >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     2.0 * ((bits >> 40) as f32 / (1 << 23) as f32 - 1.0)
 }
 
 impl Case {
-    fn q(&self, b: usize, row: usize, head: usize, i: usize) -> f32 {
+    pub(in crate::kernels::attention) fn q(&self, b: usize, row: usize, head: usize, i: usize) -> f32 {
         value(1, ((b * self.q_rows + row) * self.q_heads + head) * self.dim + i)
     }
 
-    fn kv(&self, seed: usize, segment: usize, b: usize, key: usize, head: usize, i: usize) -> f32 {
+    pub(in crate::kernels::attention) fn kv(
+        &self,
+        seed: usize,
+        segment: usize,
+        b: usize,
+        key: usize,
+        head: usize,
+        i: usize,
+    ) -> f32 {
         let at = ((b * self.segments[segment].0 + key) * self.kv_heads + head) * self.dim + i;
         value(seed + 2 * segment, at)
     }
 
-    fn taken(&self, segment: usize, b: usize, key: usize) -> bool {
+    pub(in crate::kernels::attention) fn taken(&self, segment: usize, b: usize, key: usize) -> bool {
         let (len, mask) = &self.segments[segment];
         mask.as_ref().is_none_or(|mask| mask[b * len + key] != 0)
     }
@@ -73,7 +81,7 @@ impl Case {
         out
     }
 
-    fn scale(&self) -> f32 {
+    pub(in crate::kernels::attention) fn scale(&self) -> f32 {
         1.0 / (self.dim as f32).sqrt()
     }
 
@@ -158,7 +166,7 @@ impl Case {
     }
 }
 
-fn cases() -> Vec<Case> {
+pub(in crate::kernels::attention) fn cases() -> Vec<Case> {
     let every_third =
         |len: usize, batch: usize| Some((0..len * batch).map(|i| u8::from(i % 3 != 0)).collect());
     let mut second_item_masked = vec![1; 80];

@@ -54,8 +54,14 @@ fn product(
     let mut c = vec![f32::NAN; m * n];
     let outputs = [c.as_mut_ptr().cast()];
     let epilogue = Epilogue::Store { outputs: &outputs, element: Element::F32, row_stride: n };
-    let part =
-        Part { n, segments: 1, column_multiple: 1, packing: Packing::of(kind.0, kind.1), b: Right::Packed(&[b]), epilogue };
+    let part = Part {
+        n,
+        segments: 1,
+        column_multiple: 1,
+        packing: Packing::of(kind.0, kind.1),
+        b: Right::Packed(&[b]),
+        epilogue,
+    };
     let products = [Product { rows: m, a }];
     let blocking = Blocking::default();
     let problem = Gemm { isa, operand: kind.0, k, blocking, products: &products, parts: &[part] };
@@ -82,7 +88,13 @@ fn everything(mut body: impl FnMut(Isa, Kind)) {
 }
 
 fn rows_of(a: &[f32], k: usize) -> RowSource<'static> {
-    RowSource::Memory { data: a.as_ptr().cast(), element: Element::F32, row_stride: k, col_stride: 1, index: None }
+    RowSource::Memory {
+        data: a.as_ptr().cast(),
+        element: Element::F32,
+        row_stride: k,
+        col_stride: 1,
+        index: None,
+    }
 }
 
 #[test]
@@ -343,7 +355,13 @@ fn stored_types_are_rounded_to_the_operand_type() {
                 // SAFETY: four bytes for each element.
                 unsafe { store_f32(stored.as_mut_ptr(), element, at, value) };
             }
-            let a = RowSource::Memory { data: stored.as_ptr(), element, row_stride: k, col_stride: 1, index: None };
+            let a = RowSource::Memory {
+                data: stored.as_ptr(),
+                element,
+                row_stride: k,
+                col_stride: 1,
+                index: None,
+            };
             let c = product(&threads, isa, kind, a, packed.as_ptr(), [m, k, n]);
             for row in 0..m {
                 for col in 0..n {
@@ -519,7 +537,10 @@ fn factors_in_memory_of_every_order_and_type_agree_with_the_definition_and_with_
                     let unit = if element == Element::I8 { 1e4 } else { 1.0 };
                     for (found, exact) in first.iter().zip(&exact) {
                         let error = (f64::from(*found) - exact).abs();
-                        assert!(error <= unit * tolerance((operand, Element::F32), k), "{at}: {found} for {exact}");
+                        assert!(
+                            error <= unit * tolerance((operand, Element::F32), k),
+                            "{at}: {found} for {exact}"
+                        );
                     }
                     let matrices = [source];
                     let segment_stride = n * source.col_stride;

@@ -6,7 +6,7 @@
 
 use std::marker::PhantomData;
 
-use super::{Simd, SoftmaxBlock};
+use super::{Factors, ScoreGradients, Simd, SlopeBlock, SoftmaxBlock};
 use crate::kernels::element::Operand;
 
 /// `c[r][j] = keep[j] · c[r][j] + Σ_s a(r, s) · b[s][j]` for a fixed number of rows and one panel of queries.
@@ -55,6 +55,9 @@ pub(in crate::kernels) struct AttentionKernels {
     pub(in crate::kernels) outputs: &'static [PanelTileFn],
     pub(in crate::kernels) softmax: unsafe fn(&SoftmaxBlock),
     pub(in crate::kernels) transpose: unsafe fn(&Transpose),
+    pub(in crate::kernels) slopes: unsafe fn(&SlopeBlock),
+    pub(in crate::kernels) factors: unsafe fn(&Factors),
+    pub(in crate::kernels) score_gradients: unsafe fn(&ScoreGradients),
     /// Multiplies each of `rows` panel rows by the same factors: values, rows, factors.
     pub(in crate::kernels) scale_rows: unsafe fn(*mut f32, usize, *const f32),
 }
@@ -220,7 +223,8 @@ macro_rules! attention_table {
     ($name:ident, $words:ty, $features:literal, rows: [$($rows:literal)*]) => {
         pub(super) static $name: $crate::kernels::simd::attention::AttentionKernels = {
             use $crate::kernels::simd::attention::{self, AttentionKernels, PanelTile, Transpose, Words};
-            use $crate::kernels::simd::{Simd, SoftmaxBlock, softmax};
+            use $crate::kernels::simd::{Factors, ScoreGradients, SlopeBlock};
+            use $crate::kernels::simd::{Simd, SoftmaxBlock, attention_grad, softmax};
             type S = <$words as Words>::S;
 
             #[target_feature(enable = $features)]
@@ -244,6 +248,21 @@ macro_rules! attention_table {
                 unsafe { attention::transpose::<S>(matrix) }
             }
             #[target_feature(enable = $features)]
+            unsafe fn slopes(block: &SlopeBlock) {
+                // SAFETY: passed on.
+                unsafe { attention_grad::slopes::<S>(block) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn factors(block: &Factors) {
+                // SAFETY: passed on.
+                unsafe { attention_grad::factors::<S>(block) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn score_gradients(block: &ScoreGradients) {
+                // SAFETY: passed on.
+                unsafe { attention_grad::score_gradients::<S>(block) }
+            }
+            #[target_feature(enable = $features)]
             unsafe fn scale_rows(values: *mut f32, rows: usize, factors: *const f32) {
                 // SAFETY: passed on.
                 unsafe { attention::scale_rows::<S>(values, rows, factors) }
@@ -256,6 +275,9 @@ macro_rules! attention_table {
                 outputs: &[$(outputs::<$rows>),*],
                 softmax: softmax_block,
                 transpose,
+                slopes,
+                factors,
+                score_gradients,
                 scale_rows,
             }
         };

@@ -2,6 +2,7 @@
 //! loops compiled for each instruction set.
 
 mod attention;
+mod attention_grad;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -16,6 +17,7 @@ mod tile;
 use super::element::Operand;
 use super::isa::Isa;
 pub(super) use attention::{AttentionKernels, PanelTile, Transpose};
+pub(super) use attention_grad::{Factors, ScoreGradients, SlopeBlock};
 pub(super) use copy::{CopyArgs, CopyFn};
 pub(super) use softmax::SoftmaxBlock;
 

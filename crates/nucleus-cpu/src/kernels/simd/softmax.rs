@@ -26,20 +26,20 @@ pub(in crate::kernels) struct SoftmaxBlock {
 }
 
 /// What the probabilities become.
-const EXACT: u8 = 0;
+pub(super) const EXACT: u8 = 0;
 const ROUNDED: u8 = 1;
 const PAIRS: u8 = 2;
 
 // Nothing below may be a closure: one is compiled for the instruction set only if the compiler happens to inline it.
 
 #[inline(always)]
-unsafe fn load<S: Simd>(row: *const f32) -> [S::V; 2] {
+pub(super) unsafe fn load<S: Simd>(row: *const f32) -> [S::V; 2] {
     // SAFETY: the caller owns two registers at `row`.
     unsafe { [S::load(row), S::load(row.add(S::LANES))] }
 }
 
 #[inline(always)]
-unsafe fn store<S: Simd>(row: *mut f32, values: [S::V; 2]) {
+pub(super) unsafe fn store<S: Simd>(row: *mut f32, values: [S::V; 2]) {
     // SAFETY: the caller owns two registers at `row`.
     unsafe {
         S::store(row, values[0]);
@@ -142,7 +142,7 @@ unsafe fn probabilities<S: Simd, const KIND: u8>(block: &SoftmaxBlock, less: [S:
 /// 2^t = 2^⌊t⌋ · 2^r with 0 ≤ r < 1, and 2^r is the polynomial of degree 6 that is 1 at 0 and has the least relative error on
 /// [0, 1], 2·10⁻⁹. As it lies in 1..2, adding 2^16 (whose unit is 2^-7) rounds it to bf16.
 #[inline(always)]
-unsafe fn exp2<S: Simd, const KIND: u8>(t: S::V) -> (S::V, S::V) {
+pub(super) unsafe fn exp2<S: Simd, const KIND: u8>(t: S::V) -> (S::V, S::V) {
     const COEFFICIENTS: [f32; 5] = [0.001_246_784_7, 0.009_675_452, 0.055_485_28, 0.240_229_3, 0.693_147_06];
     const ROUNDER: f32 = 65_536.0;
     // SAFETY: the caller is compiled for the instruction set.

@@ -4,8 +4,9 @@ use nucleus_ir::DType;
 
 use super::{Parsed, Parser};
 use crate::kernel::{
-    Anchor, Attention, ColumnGroups, Contraction, ExpertChoice, InverseMap, InvertIndex, Kernel, KeySegment,
-    Map, Operand, OperandMode, Part, Phase, Reduction, ReductionOp, RowReduction, SegmentSum, Tile,
+    Anchor, Attention, AttentionGrad, ColumnGroups, Contraction, ExpertChoice, GradSegment, InverseMap,
+    InvertIndex, Kernel, KeySegment, Map, Operand, OperandMode, Part, Phase, Reduction, ReductionOp,
+    RowReduction, SegmentSum, Tile,
 };
 use crate::scalar::{Size, StepId};
 use crate::text::printer::{mode_name, reduction_name};
@@ -29,6 +30,7 @@ impl Parser<'_> {
             "matmul" => Anchor::Matmul(self.contraction(dtype)?),
             "grouped_matmul" => Anchor::GroupedMatmul(self.contraction(dtype)?),
             "attention" => Anchor::Attention(self.attention(dtype)?),
+            "attention_grad" => Anchor::AttentionGrad(self.attention_grad(dtype)?),
             "expert_choice" => Anchor::ExpertChoice(self.expert_choice()?),
             "invert_index" => Anchor::InvertIndex(InvertIndex {
                 batch: self.field("batch", Parser::size)?,
@@ -146,14 +148,36 @@ impl Parser<'_> {
         let q = self.function("q", 4)?;
         let mut segments = Vec::new();
         while self.peek() == Some("keys") {
-            let length = self.field("keys", Parser::size)?;
-            let k = self.function("k", 4)?;
-            let v = self.function("v", 4)?;
-            let mask = if self.peek() == Some("mask") { Some(self.function("mask", 2)?) } else { None };
-            segments.push(KeySegment { length, k, v, mask });
+            segments.push(self.key_segment()?);
         }
         let epilogue = self.function("epilogue", 4)?;
         Ok(Attention { batch, queries, heads, key_heads, head_size, scale, dtype, q, segments, epilogue })
+    }
+
+    fn key_segment(&mut self) -> Parsed<KeySegment> {
+        let length = self.field("keys", Parser::size)?;
+        let k = self.function("k", 4)?;
+        let v = self.function("v", 4)?;
+        let mask = if self.peek() == Some("mask") { Some(self.function("mask", 2)?) } else { None };
+        Ok(KeySegment { length, k, v, mask })
+    }
+
+    fn attention_grad(&mut self, dtype: DType) -> Parsed<AttentionGrad> {
+        let batch = self.field("batch", Parser::size)?;
+        let queries = self.field("queries", Parser::size)?;
+        let heads = self.field("heads", Parser::unsigned)?;
+        let key_heads = self.field("key_heads", Parser::unsigned)?;
+        let head_size = self.field("head_size", Parser::unsigned)?;
+        let scale = self.field("scale", Parser::float)?;
+        let q = self.function("q", 4)?;
+        let dy = self.function("dy", 4)?;
+        let mut segments = Vec::new();
+        while self.peek() == Some("keys") {
+            let keys = self.key_segment()?;
+            segments.push(GradSegment { keys, dk: self.function("dk", 4)?, dv: self.function("dv", 4)? });
+        }
+        let dq = self.function("dq", 4)?;
+        Ok(AttentionGrad { batch, queries, heads, key_heads, head_size, scale, dtype, q, dy, segments, dq })
     }
 
     fn expert_choice(&mut self) -> Parsed<ExpertChoice> {
