@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use nucleus_ir::{Bindings, DType, Dim, Rate};
-use nucleus_passes::{CompileOptions, Gradients};
 use nucleus_passes::pipeline::{Form, PASSES, Pass, PassTiming};
+use nucleus_passes::{CompileOptions, Gradients};
 use nucleus_plan::Plan;
 use nucleus_plan::cost::{Machine, stage_seconds};
 use nucleus_plan::verify::largest_sample;

@@ -124,13 +124,7 @@ pub(super) fn mul(backward: &mut Backward, x: Value, y: Value, dy: Value) -> Res
 }
 
 /// z = x / y: dy / y, and −(dy / y) · z.
-pub(super) fn div(
-    backward: &mut Backward,
-    x: Value,
-    y: Value,
-    z: Value,
-    dz: Value,
-) -> Result<(), PassError> {
+pub(super) fn div(backward: &mut Backward, x: Value, y: Value, z: Value, dz: Value) -> Result<(), PassError> {
     let divisor = backward.wide(y)?;
     let dx = backward.emit(Op::Div, &[dz, divisor])?;
     backward.contribute(x, Whole(dx));

@@ -90,7 +90,10 @@ fn check(graph: &Graph, request: &Gradients) -> Result<(), PassError> {
     let gradients: Vec<String> = targets(graph, request).into_iter().map(|(name, _)| name).collect();
     for name in &gradients {
         if names.contains(&name.as_str()) {
-            return unsupported(format!("entry `{}` would have two outputs `{name}`: rename one", graph.name));
+            return unsupported(format!(
+                "entry `{}` would have two outputs `{name}`: rename one",
+                graph.name
+            ));
         }
         names.push(name);
     }

@@ -8,12 +8,7 @@ use super::accumulate::Contribution::Whole;
 use crate::error::PassError;
 
 /// dy repeated along the axis that was summed.
-pub(super) fn reduce_sum(
-    backward: &mut Backward,
-    x: Value,
-    axis: usize,
-    dy: Value,
-) -> Result<(), PassError> {
+pub(super) fn reduce_sum(backward: &mut Backward, x: Value, axis: usize, dy: Value) -> Result<(), PassError> {
     let dx = spread(backward, dy, x, axis)?;
     backward.contribute(x, Whole(dx));
     Ok(())

@@ -54,9 +54,7 @@ pub(super) fn propagate(
         }
 
         (Op::ReduceSum { axis, .. }, [x]) => reductions::reduce_sum(backward, *x, *axis, dy),
-        (Op::ReduceMax { axis, .. }, [x]) => {
-            reductions::reduce_max(backward, *x, *axis, node.results[0], dy)
-        }
+        (Op::ReduceMax { axis, .. }, [x]) => reductions::reduce_max(backward, *x, *axis, node.results[0], dy),
 
         (Op::Matmul { transpose_a, transpose_b }, [a, b]) => {
             products::matmul(backward, (*a, *transpose_a), (*b, *transpose_b), dy)

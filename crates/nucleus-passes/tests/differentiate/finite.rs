@@ -46,10 +46,15 @@ fn number(state: &mut u64) -> f64 {
 fn made_up(name: &str, ty: &TensorType, dims: &Bindings, seed: u64) -> Tensor<f64> {
     let shape: Vec<usize> = ty.shape.iter().map(|dim: &Dim| dim.eval(dims).unwrap() as usize).collect();
     let count = shape.iter().product();
-    let mut state = name.bytes().fold(seed, |state, byte| (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let mut state =
+        name.bytes().fold(seed, |state, byte| (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     let data = match ty.dtype {
-        DType::F32 | DType::Bf16 | DType::F16 => Data::Float((0..count).map(|_| number(&mut state)).collect()),
-        DType::I32 | DType::I8 => Data::Int((0..count).map(|_| (splitmix(&mut state) >> 63) as i32).collect()),
+        DType::F32 | DType::Bf16 | DType::F16 => {
+            Data::Float((0..count).map(|_| number(&mut state)).collect())
+        }
+        DType::I32 | DType::I8 => {
+            Data::Int((0..count).map(|_| (splitmix(&mut state) >> 63) as i32).collect())
+        }
         DType::Bool => Data::Bool((0..count).map(|_| splitmix(&mut state) >> 62 != 0).collect()),
     };
     Tensor::new(ty.dtype, shape, data).unwrap()
@@ -136,7 +141,9 @@ pub fn check(
         assert_eq!(gradient.len(), at[name].len(), "the gradient of `{name}`");
         let scale = gradient.iter().fold(1.0, |scale: f64, x| scale.max(x.abs()));
         let directions: Vec<Vec<f64>> = if gradient.len() <= elements {
-            (0..gradient.len()).map(|i| (0..gradient.len()).map(|j| f64::from(u8::from(i == j))).collect()).collect()
+            (0..gradient.len())
+                .map(|i| (0..gradient.len()).map(|j| f64::from(u8::from(i == j))).collect())
+                .collect()
         } else {
             (0..2).map(|_| gradient.iter().map(|_| number(&mut state)).collect()).collect()
         };

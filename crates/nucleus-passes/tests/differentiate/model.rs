@@ -107,7 +107,8 @@ fn the_wavelet_term_is_that_of_a_haar_transform() {
         let (dx, dy) = (index % 2, index / 2 % 2);
         let (channel, token) = (index / 4 % channels, index / (4 * channels));
         let (image, row, column) = (token / (rows * columns), token / columns % rows, token % columns);
-        picture[((image * channels + channel) * height + row * patch + dy) * width + column * patch + dx] = *x;
+        picture[((image * channels + channel) * height + row * patch + dy) * width + column * patch + dx] =
+            *x;
     }
     let mut bands = [0.0; 4];
     for plane in picture.chunks(height * width) {
@@ -115,7 +116,9 @@ fn the_wavelet_term_is_that_of_a_haar_transform() {
             for column in (0..width).step_by(2) {
                 let pixel = |dy: usize, dx: usize| plane[(row + dy) * width + column + dx];
                 let [a, b, c, d] = [pixel(0, 0), pixel(0, 1), pixel(1, 0), pixel(1, 1)];
-                for (band, x) in bands.iter_mut().zip([a + b + c + d, a - b + c - d, a + b - c - d, a - b - c + d]) {
+                for (band, x) in
+                    bands.iter_mut().zip([a + b + c + d, a - b + c - d, a + b - c - d, a - b - c + d])
+                {
                     *band += (x / 2.0) * (x / 2.0);
                 }
             }
@@ -135,7 +138,9 @@ fn a_dense_model_has_no_z_term() {
 }
 
 #[test]
-#[should_panic(expected = "training needs a model that predicts what it is given: in_channels is 12, but the velocity has 8 channels")]
+#[should_panic(
+    expected = "training needs a model that predicts what it is given: in_channels is 12, but the velocity has 8 channels"
+)]
 fn a_model_that_predicts_something_else_cannot_be_trained() {
     graph(NUCLEUS_IMAGE, &settings(&["in_channels=12"]), "loss");
 }
