@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,10 +12,10 @@ from safetensors.torch import save_file
 
 from fixture_cases import Case
 from seeded_weights import parameter, uniform
+from training_loss import Tensors, router_logits
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 MOST_SEEDS = 20_000
-Tensors = dict[str, torch.Tensor]
 
 
 def make_inputs(case: Case, seed: int) -> Tensors:
@@ -48,22 +46,6 @@ def forward(model: torch.nn.Module, inputs: Tensors, case: Case) -> torch.Tensor
     dtype = next(model.parameters()).dtype
     cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
     return model(img_shapes=[(1, case.height, case.width)], return_dict=False, **cast)[0].float()
-
-
-@contextmanager
-def router_logits(model: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Collects the router logits [B, S, E] of the blocks with experts, in order."""
-    logits: list[torch.Tensor] = []
-    hooks = [
-        block.img_mlp.gate.register_forward_hook(lambda _module, _inputs, output: logits.append(output.detach()))
-        for block in model.transformer_blocks
-        if block.moe_enabled
-    ]
-    try:
-        yield logits
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def routing(model: torch.nn.Module, logits: list[torch.Tensor]) -> tuple[list[torch.Tensor], float]:

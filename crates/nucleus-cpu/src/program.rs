@@ -122,6 +122,15 @@ impl CpuProgram {
     /// # Errors
     /// A kernel or launch is malformed, the machine cannot run generated code, or the threads do not start.
     pub fn compile(plan: Plan, options: Options) -> Result<CpuProgram, CompileError> {
+        let threads = Threads::new(options.threads)?;
+        CpuProgram::compile_on(threads, plan, options)
+    }
+
+    /// [`CpuProgram::compile`] for the workers of another program; `options.threads` is not looked at.
+    ///
+    /// # Errors
+    /// As for [`CpuProgram::compile`].
+    pub fn compile_on(threads: Threads, plan: Plan, options: Options) -> Result<CpuProgram, CompileError> {
         let isa = match options.isa {
             Some(isa) => isa,
             None => Isa::select()?,
@@ -137,8 +146,7 @@ impl CpuProgram {
         let code = jit.finish()?;
         let indices = plan.kernels.iter().map(has_indices).collect();
         let mut program = CpuProgram {
-            threads: Threads::new(options.threads)?
-                .with_limit(usize::try_from(options.memory_limit).unwrap_or(usize::MAX)),
+            threads: threads.with_limit(usize::try_from(options.memory_limit).unwrap_or(usize::MAX)),
             kernels,
             indices,
             code,

@@ -6,18 +6,18 @@
 use std::cell::Cell;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::buffer::{AlignedBuffer, OutOfMemory};
 
-/// Worker threads of a fixed number, with memory that is kept between calls.
-#[derive(Debug)]
+/// Worker threads of a fixed number, with memory that is kept between calls. Clones share the workers and the memory.
+#[derive(Clone, Debug)]
 pub struct Threads {
-    pool: rayon::ThreadPool,
+    pool: Arc<rayon::ThreadPool>,
     count: usize,
     /// The most bytes of one loan or scratch buffer.
     limit: usize,
-    idle: Mutex<Vec<AlignedBuffer>>,
+    idle: Arc<Mutex<Vec<AlignedBuffer>>>,
 }
 
 /// The threads could not be started.
@@ -48,7 +48,8 @@ impl Threads {
             .thread_name(|index| format!("nucleus-{index}"))
             .build()
             .map_err(|source| ThreadsError { count, source })?;
-        Ok(Self { pool, count, limit: usize::MAX, idle: Mutex::new(Vec::new()) })
+        let idle = Arc::new(Mutex::new(Vec::new()));
+        Ok(Self { pool: Arc::new(pool), count, limit: usize::MAX, idle })
     }
 
     /// The same with at most `bytes` bytes to a loan or scratch buffer: a system may grant more than it has, and end the process

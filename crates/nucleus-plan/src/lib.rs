@@ -10,6 +10,7 @@
 pub mod buffer;
 pub mod cost;
 pub mod dense;
+pub mod in_place;
 pub mod kernel;
 pub mod lifetime;
 pub mod plan;
@@ -21,6 +22,7 @@ pub mod verify;
 
 pub use buffer::{Buffer, BufferId, Place};
 pub use dense::DenseOperand;
+pub use in_place::{in_place, next_values};
 pub use kernel::{
     Anchor, Attention, ColumnGroups, Contraction, ExpertChoice, InverseMap, InvertIndex, Kernel, KernelId,
     KeySegment, Map, Operand, OperandMode, Part, PartSlot, Phase, Reduction, ReductionOp, RowReduction,

@@ -201,6 +201,11 @@ impl Model {
         }
     }
 
+    /// Replaces the values of all keys.
+    pub fn set_config(&mut self, config: Config) {
+        self.config = config;
+    }
+
     /// Replaces the value of one key; `setting` is `key=value`.
     ///
     /// # Errors

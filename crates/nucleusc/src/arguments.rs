@@ -17,6 +17,7 @@ use nucleus_ir::DType;
   nucleusc run ir-specs/nucleus_image.ir --weights checkpoint/transformer \\
       --inputs in.safetensors --output out.safetensors --dim H=64 --dim W=64
   nucleusc inspect nucleus-image.nuc
+  nucleusc merge out/run --last 16 -o merged
 
 `nucleusc COMMAND --help` explains a command."
 )]
@@ -70,12 +71,51 @@ Examples:
   nucleusc bench ir-specs/nucleus_image.ir --weights random --quantize int8 --dim B=1 --dim H=16 --dim W=16 --dim T=64"
     )]
     Bench(BenchArguments),
+    /// Compute the loss of a batch and its gradient with respect to every weight
+    #[command(
+        after_help = "The model has an entry `loss` whose first output is what is differentiated. Inputs are named as the entry's inputs; a tensor `grid`
+(two integers) gives the sizes H and W. The output holds `loss` [1] and the gradient of every weight under its checkpoint name.
+
+Examples:
+  nucleusc grad ir-specs/nucleus_image.ir --weights checkpoint/transformer \\
+      --inputs batch.safetensors --output grads.safetensors --dim H=16 --dim W=16"
+    )]
+    Grad(GradArguments),
+    /// Train a model by a recipe
+    #[command(
+        after_help = "`docs/training.md` describes recipes and what a run writes. A run that was stopped, or killed, goes on from its newest checkpoint when it is
+started again.
+
+Examples:
+  nucleusc train recipes/emoji.toml
+  nucleusc train recipe.toml --check            # reads recipe, model and data, and trains nothing
+  nucleusc train recipe.toml --bench 10 --json  # times steps, and writes nothing"
+    )]
+    Train(TrainArguments),
     /// Show what is in an artifact, a checkpoint or a file of tensors
     #[command(after_help = "Examples:
   nucleusc inspect model.nuc
   nucleusc inspect checkpoint/transformer
   nucleusc inspect out.safetensors --json")]
     Inspect(InspectArguments),
+    /// Average checkpoints of a run, which stands for a decay of its learning rate
+    #[command(
+        after_help = "A run at a constant learning rate ends by averaging its last checkpoints. With `--weights inverse-sqrt` the i-th
+checkpoint, counted from the heaviest end, has the weight 1/√i before all are divided by their sum:
+
+  --heaviest newest   the newest has 1, the one before it 1/√2, …: the result stays close to the end of the run
+  --heaviest oldest   the oldest has 1, the next 1/√2, …: updates count as under a learning rate that falls as 1 − √(i/n)
+
+Checkpoints of a run are ordered by their steps, however they are listed; other folders are taken from the oldest to the
+newest, or the other way with --newest-first. All must have the same weights, in the same shapes and types. Sums are made in
+f64. The result is a diffusers folder in the inputs' types, with a note of what was averaged in merge.json.
+
+Examples:
+  nucleusc merge out/emoji -o merged --last 16              # the last 16 checkpoints of a run
+  nucleusc merge out/emoji/checkpoint-* -o merged --heaviest oldest
+  nucleusc merge older/transformer newer/transformer -o soup --weights uniform"
+    )]
+    Merge(MergeArguments),
 }
 
 /// Where config values come from.
@@ -247,6 +287,58 @@ pub struct RunArguments {
     pub json: bool,
 }
 
+/// `nucleusc grad`.
+#[derive(Args, Debug)]
+pub struct GradArguments {
+    /// The model's text
+    #[arg(value_name = "MODEL.ir")]
+    pub model: PathBuf,
+    /// A diffusers folder or safetensors file, whose config.json is used unless --config is given
+    #[arg(long, value_name = "DIR")]
+    pub weights: PathBuf,
+    /// Where config values come from.
+    #[command(flatten)]
+    pub config: ConfigArguments,
+    /// The inputs, a safetensors file
+    #[arg(long, value_name = "batch.safetensors")]
+    pub inputs: PathBuf,
+    /// Where loss and gradients go, a safetensors file
+    #[arg(long, value_name = "grads.safetensors")]
+    pub output: PathBuf,
+    /// Run-time size; may be repeated
+    #[arg(long = "dim", value_name = "NAME=SIZE", value_parser = dim)]
+    pub dims: Vec<(String, i64)>,
+    /// Element type of products [default: f32]
+    #[arg(long, value_name = "TYPE")]
+    pub dtype: Option<ComputeType>,
+    /// Threads [default: the number of cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `nucleusc train`.
+#[derive(Args, Debug)]
+pub struct TrainArguments {
+    /// The recipe
+    #[arg(value_name = "RECIPE.toml")]
+    pub recipe: PathBuf,
+    /// Read everything and stop before the first step
+    #[arg(long, conflicts_with = "bench")]
+    pub check: bool,
+    /// Time that many steps, after one that warms up, and write nothing
+    #[arg(long, value_name = "N")]
+    pub bench: Option<usize>,
+    /// With --bench: print the time of every kind of kernel of the loss
+    #[arg(long, requires = "bench")]
+    pub profile: bool,
+    /// Print JSON instead of text: one object per step and one at the end
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `nucleusc bench`.
 #[derive(Args, Debug)]
 pub struct BenchArguments {
@@ -285,6 +377,57 @@ pub struct InspectArguments {
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
+}
+
+/// How weights of checkpoints fall from the heaviest to the lightest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MergeWeights {
+    /// 1/√i
+    InverseSqrt,
+    /// All the same
+    Uniform,
+}
+
+/// The checkpoint that weighs most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HeaviestEnd {
+    /// The end of the run
+    Newest,
+    /// Its beginning
+    Oldest,
+}
+
+/// `nucleusc merge`.
+#[derive(Args, Debug)]
+pub struct MergeArguments {
+    /// Diffusers folders or checkpoints of a run; a run's folder stands for all its checkpoints
+    #[arg(value_name = "CKPT", required = true)]
+    pub checkpoints: Vec<PathBuf>,
+    /// The folder to write; it must not exist
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// How the weights fall
+    #[arg(long, value_name = "SERIES", default_value = "inverse-sqrt")]
+    pub weights: MergeWeights,
+    /// The end that weighs most
+    #[arg(long, value_name = "END", default_value = "newest")]
+    pub heaviest: HeaviestEnd,
+    /// The checkpoints are listed from the newest to the oldest
+    #[arg(long)]
+    pub newest_first: bool,
+    /// Average only the newest N
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub last: Option<usize>,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err(format!("`{text}` is not a number from 1")),
+        Ok(number) => Ok(number),
+    }
 }
 
 fn sizes(text: &str) -> Result<(String, Vec<i64>), String> {

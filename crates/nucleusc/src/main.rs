@@ -1,4 +1,4 @@
-//! `nucleusc`: checks, compiles, runs and inspects models.
+//! `nucleusc`: checks, compiles, runs and inspects models, and merges checkpoints.
 //!
 //! *Architecture invariant:* this binary is thin. It reads arguments, calls the runtime and prints; whatever it can do, a program that
 //! embeds `nucleus-runtime` can do too. Results go to standard output, everything else to standard error; errors exit with 1.
@@ -7,11 +7,14 @@ mod arguments;
 mod bench;
 mod check;
 mod compile;
+mod grad;
 mod inspect;
+mod merge;
 mod progress;
 mod report;
 mod run;
 mod source;
+mod train;
 
 use std::process::ExitCode;
 
@@ -34,7 +37,10 @@ fn main() -> ExitCode {
         Command::Compile(arguments) => compile::compile(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
+        Command::Grad(arguments) => grad::grad(&arguments),
+        Command::Train(arguments) => train::train(&arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),
+        Command::Merge(arguments) => merge::merge_checkpoints(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -24,3 +24,8 @@ fn bar(what: &'static str, template: &str) -> ProgressBar {
         Err(_) => bar,
     }
 }
+
+/// A bar over the steps of a training run; silent when standard error is not a terminal.
+pub fn training_bar() -> ProgressBar {
+    bar("", "{pos}/{len} [{bar:24}] {msg} {per_sec} eta {eta}")
+}

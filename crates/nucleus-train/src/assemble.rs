@@ -1,0 +1,156 @@
+//! A run from its recipe: model, engine, data and the folder it writes.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use nucleus_ir::DType;
+use nucleus_passes::elaborate::ConfigValue;
+use nucleus_runtime::{Checkpoint, Model, ModelError, ModelText, config_json};
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use crate::checkpoint::{CheckpointError, RunCheckpoints, Store, StoreOptions};
+use crate::data::{Batches, DataError, Draws, ShardOptions, Shards, Source};
+use crate::graph_engine::{GraphEngine, GraphEngineError, LossOptions};
+use crate::random::Streams;
+use crate::recipe::{ComputeDType, DataKind, Recipe, Start};
+use crate::start::{StartError, fresh, from_checkpoint};
+
+/// The model that a recipe without `ir` trains.
+const SHIPPED: (&str, &str) = ("nucleus_image.ir", include_str!("../../../ir-specs/nucleus_image.ir"));
+
+/// Why a run could not be put together.
+#[derive(Debug, Error)]
+pub enum AssembleError {
+    /// The model cannot be read or does not compile.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The checkpoint to start from cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] nucleus_runtime::CheckpointError),
+    /// The checkpoint to start from has no configuration.
+    #[error("`{}` has no config.json", .0.display())]
+    NoConfig(PathBuf),
+    /// `config.json` cannot be read.
+    #[error(transparent)]
+    Config(#[from] config_json::ConfigError),
+    /// The checkpoint to start from is of another model.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The engine cannot be made.
+    #[error(transparent)]
+    Engine(#[from] GraphEngineError),
+    /// The data cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// Pictures cannot be cut into patches.
+    #[error("data of kind \"shards\" needs the key `patch_size` in the model's config.json")]
+    NoPatchSize,
+    /// The folder of the run cannot be opened.
+    #[error(transparent)]
+    Folder(#[from] CheckpointError),
+}
+
+/// The parts of a run.
+pub struct Assembled {
+    /// What computes.
+    pub engine: GraphEngine,
+    /// Where batches come from.
+    pub source: Box<dyn Source>,
+    /// The model's configuration.
+    pub config: Map<String, Value>,
+}
+
+/// Puts a run together, its weights as at its start.
+///
+/// # Errors
+/// A part of the recipe does not fit the others, or a file cannot be read.
+pub fn assemble(recipe: &Recipe) -> Result<Assembled, AssembleError> {
+    let mut model = model(recipe.model.ir.as_deref())?;
+    let (config_path, checkpoint) = match &recipe.model.start {
+        Start::Checkpoint(path) => {
+            let checkpoint = Checkpoint::open(path)?;
+            let config = checkpoint.config_path().map(Path::to_path_buf);
+            (config.ok_or_else(|| AssembleError::NoConfig(path.clone()))?, Some(checkpoint))
+        }
+        Start::Fresh { config, .. } => (config.clone(), None),
+    };
+    let config = config_json::read_config(&config_path)?;
+    model.apply_json(&config_path, &config)?;
+    let objective = &recipe.objective;
+    let options = LossOptions {
+        dtype: match recipe.model.dtype {
+            ComputeDType::F32 => DType::F32,
+            ComputeDType::Bf16 => DType::Bf16,
+        },
+        coefficients: vec![
+            ("z_loss".to_owned(), objective.z_loss),
+            ("wavelet".to_owned(), objective.wavelet),
+        ],
+        orthogonality: objective.orthogonality,
+    };
+    let mut engine = GraphEngine::new(model, &recipe.groups, options, recipe.run.threads)?;
+    match (&recipe.model.start, checkpoint) {
+        (Start::Fresh { seed, .. }, _) => fresh(engine.parameters_mut(), *seed),
+        (Start::Checkpoint(_), Some(checkpoint)) => from_checkpoint(engine.parameters_mut(), &checkpoint)?,
+        (Start::Checkpoint(_), None) => {}
+    }
+    let draws = Draws { streams: Streams::new(recipe.run.seed), timesteps: objective.timesteps };
+    let source = source(recipe, &engine, draws)?;
+    Ok(Assembled { engine, source, config })
+}
+
+/// The batches of a run.
+fn source(recipe: &Recipe, engine: &GraphEngine, draws: Draws) -> Result<Box<dyn Source>, AssembleError> {
+    Ok(match recipe.data.kind {
+        DataKind::Batches => Box::new(Batches::open(&recipe.data.path, draws)?),
+        DataKind::Shards { text_dropout, flip } => {
+            let patch_size = patch_size(engine.model())?;
+            let options = ShardOptions { patch_size, text_dropout, flip };
+            Box::new(Shards::open(&recipe.data.path, options, draws)?)
+        }
+    })
+}
+
+/// The side of the model's patches.
+///
+/// # Errors
+/// The configuration does not give it.
+pub fn patch_size(model: &Model) -> Result<usize, AssembleError> {
+    match model.config().get("patch_size") {
+        Some(ConfigValue::Int(size)) if *size >= 1 => Ok(usize::try_from(*size).unwrap_or(1)),
+        _ => Err(AssembleError::NoPatchSize),
+    }
+}
+
+/// The folder of a run and its checkpoints, cleared of what a killed process left there.
+///
+/// # Errors
+/// Another process trains there, or the file system refuses.
+pub fn checkpoints(recipe: &Recipe, config: Map<String, Value>) -> Result<RunCheckpoints, AssembleError> {
+    let keep = recipe.run.keep.and_then(NonZeroUsize::new);
+    let store = Store::open(&recipe.run.out, StoreOptions { keep, ..StoreOptions::default() })?;
+    let stages = recipe.stages.clone();
+    // A stage's capacity factors are part of the model from then on.
+    Ok(RunCheckpoints::new(store, move |step| {
+        let mut config = config.clone();
+        let layers = config.get("num_layers").and_then(Value::as_u64).unwrap_or(0) as usize;
+        if let Some(factor) = &stages.at(step).stage.capacity_factor
+            && let Ok(factors) = factor.per_layer(layers)
+        {
+            config.insert("capacity_factors".to_owned(), Value::from(factors));
+        }
+        config
+    }))
+}
+
+/// The model of that path, or the shipped one.
+fn model(path: Option<&Path>) -> Result<Model, ModelError> {
+    match path {
+        Some(path) => Model::open(path),
+        None => {
+            let main = (SHIPPED.0.to_owned(), SHIPPED.1.to_owned());
+            Model::from_text(&ModelText { main, modules: Vec::new() })
+        }
+    }
+}

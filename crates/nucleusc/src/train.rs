@@ -1,0 +1,199 @@
+//! `nucleusc train`: a run by its recipe.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use indicatif::ProgressBar;
+use nucleus_train::assemble::{Assembled, assemble, checkpoints};
+use nucleus_train::graph_engine::GraphEngine;
+use nucleus_train::log::StepRecord;
+use nucleus_train::recipe::{Recipe, Stage};
+use nucleus_train::trainer::{Observer, Trainer};
+use serde_json::json;
+
+use crate::arguments::TrainArguments;
+use crate::progress::training_bar;
+use crate::report;
+
+/// Runs the command.
+pub fn train(arguments: &TrainArguments) -> anyhow::Result<()> {
+    let recipe = Recipe::read(&arguments.recipe)?;
+    let start = Instant::now();
+    let Assembled { mut engine, mut source, config } = assemble(&recipe)?;
+    let elements = engine.parameters().elements();
+    if !arguments.json {
+        let (parameters, _) = engine.memory();
+        report::note(&format!(
+            "{elements} parameters, {} with gradients and state; compiled in {}",
+            report::bytes(parameters),
+            report::duration(start.elapsed())
+        ));
+    }
+    if let Some(repeat) = arguments.bench {
+        return bench::bench(arguments, &recipe, &mut engine, &mut *source, repeat);
+    }
+    let mut trainer = Trainer::new(&recipe, &mut engine, &mut *source)?;
+    if arguments.check {
+        return report::print(&format!(
+            "{}: {} steps in {} stage{}, {elements} parameters: ready",
+            arguments.recipe.display(),
+            recipe.stages.steps(),
+            recipe.stages.iter().count(),
+            if recipe.stages.iter().count() == 1 { "" } else { "s" }
+        ));
+    }
+    let mut checkpoints = checkpoints(&recipe, config)?;
+    for path in checkpoints.store().recovered() {
+        report::note(&format!("cleared away what a stopped run left: {}", path.display()));
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen = stop.clone();
+    // Without a handler an interrupt ends the process at once; nothing but the steps since the last checkpoint is lost.
+    let _ = ctrlc::set_handler(move || {
+        if seen.swap(true, Ordering::SeqCst) {
+            std::process::exit(1);
+        }
+        report::note("stopping after this step, with a checkpoint; again to stop at once");
+    });
+    let mut watch = Watch { json: arguments.json, bar: training_bar(), stop, started: Instant::now() };
+    let summary = trainer.run(&mut checkpoints, &mut watch)?;
+    watch.bar.finish_and_clear();
+    if arguments.json {
+        let value = json!({ "from": summary.from, "reached": summary.reached, "stopped": summary.stopped, "out": recipe.run.out });
+        return report::print(&value.to_string());
+    }
+    report::print(&format!(
+        "{} step {} in {}: {}",
+        if summary.stopped { "stopped after" } else { "reached" },
+        summary.reached,
+        report::duration(watch.started.elapsed()),
+        recipe.run.out.display()
+    ))
+}
+
+/// Shows how a run goes.
+struct Watch {
+    json: bool,
+    bar: ProgressBar,
+    stop: Arc<AtomicBool>,
+    started: Instant,
+}
+
+impl Observer<GraphEngine> for Watch {
+    fn started(&mut self, from: u64, to: u64) {
+        self.bar.set_length(to);
+        self.bar.set_position(from);
+        self.bar.reset_eta();
+    }
+
+    fn note(&mut self, text: &str) {
+        self.bar.suspend(|| report::note(text));
+    }
+
+    fn stage(&mut self, number: usize, stage: &Stage) {
+        if !self.json && number > 1 {
+            self.note(&format!("stage {number}: {} steps of {} pictures", stage.steps, stage.batch));
+        }
+    }
+
+    fn step(&mut self, record: &StepRecord) {
+        let rate = record.tokens as f64 / record.seconds.max(1e-9);
+        self.bar.set_message(format!(
+            "loss {:.4} |g| {:.3} lr {:.2e} {:.0} tokens/s",
+            record.loss, record.grad_norm, record.lr, rate
+        ));
+        self.bar.set_position(record.step);
+        if self.json {
+            let value = json!({
+                "step": record.step, "loss": record.loss, "grad_norm": record.grad_norm, "lr": record.lr, "seconds": record.seconds,
+            });
+            // A closed pipe ends the run where it next writes; the log has the line anyway.
+            let _ = report::print(&value.to_string());
+        }
+    }
+
+    fn saved(&mut self, step: u64) {
+        if !self.json && self.bar.is_hidden() {
+            report::note(&format!("step {step}: checkpoint written"));
+        }
+    }
+
+    fn stop(&mut self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+}
+
+/// `--bench`: how long a step takes, and its parts.
+mod bench {
+    use nucleus_train::data::{Place, Source};
+    use nucleus_train::engine::Engine;
+    use nucleus_train::trainer::clip_scale;
+
+    use super::*;
+
+    /// Seconds of one step.
+    #[derive(Clone, Copy, Default)]
+    struct Parts {
+        loss: f64,
+        optimizer: f64,
+    }
+
+    pub(super) fn bench(
+        arguments: &TrainArguments,
+        recipe: &Recipe,
+        engine: &mut GraphEngine,
+        source: &mut dyn Source,
+        repeat: usize,
+    ) -> anyhow::Result<()> {
+        anyhow::ensure!(repeat > 0, "--bench must be at least 1");
+        let mut times = Vec::with_capacity(repeat);
+        engine.begin_stage(recipe.stages.at(1).stage)?;
+        for step in 1..=repeat as u64 + 1 {
+            let at = recipe.stages.at(step);
+            let mut parts = Parts::default();
+            engine.begin_step()?;
+            for microbatch in 0..at.stage.accumulate as u64 {
+                let batch = source.batch(&Place::of(&recipe.stages, step, microbatch))?;
+                let start = Instant::now();
+                engine.accumulate(&batch, 1.0 / at.stage.accumulate as f64)?;
+                parts.loss += start.elapsed().as_secs_f64();
+            }
+            let start = Instant::now();
+            let norm = engine.gradient_norm()?;
+            let scale = clip_scale(recipe.run.clip_grad_norm, norm);
+            engine.update(step, recipe.schedule.factor(step), scale)?;
+            parts.optimizer += start.elapsed().as_secs_f64();
+            if step > 1 {
+                times.push(parts);
+            }
+        }
+        let median = |of: fn(&Parts) -> f64| {
+            let mut list: Vec<f64> = times.iter().map(of).collect();
+            list.sort_by(f64::total_cmp);
+            list[list.len() / 2]
+        };
+        let (loss, optimizer) = (median(|parts| parts.loss), median(|parts| parts.optimizer));
+        let step = median(|parts| parts.loss + parts.optimizer);
+        let (parameters, arenas) = engine.memory();
+        if arguments.json {
+            let value = json!({
+                "step_seconds": step,
+                "forward_backward_seconds": loss,
+                "optimizer_seconds": optimizer,
+                "parameter_bytes": parameters,
+                "arena_bytes": arenas,
+                "repeat": repeat,
+            });
+            return report::print(&value.to_string());
+        }
+        report::print(&format!(
+            "step {:.2} ms: forward and backward {:.2} ms, optimisers {:.2} ms (medians of {repeat})\nparameters and state {}, arenas {}",
+            step * 1e3,
+            loss * 1e3,
+            optimizer * 1e3,
+            report::bytes(parameters),
+            report::bytes(arenas)
+        ))
+    }
+}
