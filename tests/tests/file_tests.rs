@@ -4,6 +4,8 @@
 //! // test: simplify          the command: `parse`, `verify`, `run`, or the last pass to run
 //! // dtype: bf16             compute dtype; f32 without it
 //! // quantize: 64            weights with at least so many elements become int8, if they qualify; none without it
+//! // gradients: w, v           the gradients of these weights are further outputs, of all with `all`; none without it
+//! // input gradients: x        and those of these inputs
 //! // set: num_layers=2       a config value, as on the command line; may be repeated
 //! // entry: loss             the entry; the first one without it
 //! // dims: B=2, S=5          evaluate before and after the passes, plans too: all must give the same answer
@@ -29,6 +31,7 @@ use nucleus_ir::diagnostics::{has_errors, render};
 use nucleus_ir::graph::{Input, Weight};
 use nucleus_ir::source::SourceMap;
 use nucleus_ir::{Bindings, DType, Graph, TensorType};
+use nucleus_passes::differentiate::Gradients;
 use nucleus_passes::elaborate::{Config, Program, elaborate};
 use nucleus_passes::pipeline::{CompileError, CompileOptions, Form, compile_to};
 use nucleus_passes::quantize::Quantize;
@@ -70,6 +73,7 @@ struct Directives {
     test: String,
     dtype: Option<DType>,
     quantize: Option<Quantize>,
+    gradients: Option<Gradients>,
     settings: Vec<String>,
     entry: Option<String>,
     dims: Option<Bindings>,
@@ -101,6 +105,8 @@ impl Directives {
                     let least_elements = value.parse().map_err(|_| format!("`{value}` is not a count"))?;
                     directives.quantize = Some(Quantize { least_elements });
                 }
+                ["gradients"] => directives.gradients().weights = (value != "all").then(|| names(value)),
+                ["input", "gradients"] => directives.gradients().inputs = names(value),
                 ["set"] => directives.settings.push(value.to_owned()),
                 ["entry"] => directives.entry = Some(value.to_owned()),
                 ["dims"] => directives.dims = Some(read_dims(value)?),
@@ -131,6 +137,14 @@ impl Directives {
             || !directives.outputs.is_empty();
         if expects { Ok(directives) } else { Err("the file expects nothing".to_owned()) }
     }
+
+    fn gradients(&mut self) -> &mut Gradients {
+        self.gradients.get_or_insert_with(|| Gradients { weights: Some(Vec::new()), ..Gradients::default() })
+    }
+}
+
+fn names(text: &str) -> Vec<String> {
+    text.split(',').map(|name| name.trim().to_owned()).collect()
 }
 
 fn read_dims(text: &str) -> Result<Bindings, String> {
@@ -195,15 +209,20 @@ fn entry<'a>(program: &'a Program, directives: &'a Directives) -> Result<&'a str
 fn compile(sources: &SourceMap, program: &Program, directives: &Directives) -> Outcome {
     let options = CompileOptions {
         dtype: directives.dtype.unwrap_or(DType::F32),
+        gradients: directives.gradients.clone(),
         quantize: directives.quantize,
         verify: true,
     };
     let mut elaborated = None;
+    let mut differentiated = None;
     let mut last_graph = None;
     let mut observer = |pass: &'static nucleus_passes::pipeline::Pass, form: &Form, _| {
         if let Form::Graph(graph) = form {
             if pass.name == "elaborate" {
                 elaborated = Some(graph.clone());
+            }
+            if pass.name == "differentiate" {
+                differentiated = Some(graph.clone());
             }
             last_graph = Some(graph.clone());
         }
@@ -214,8 +233,13 @@ fn compile(sources: &SourceMap, program: &Program, directives: &Directives) -> O
             CompileError::Program(diagnostics) => render(sources, &diagnostics, false),
             other => other.to_string(),
         })?;
-    if let (Some(dims), Some(before), Some(after)) = (&directives.dims, &elaborated, &last_graph) {
-        same_answer(before, after, dims, options.dtype)?;
+    if let (Some(dims), Some(before), Some(with_gradients), Some(after)) =
+        (&directives.dims, &elaborated, &differentiated, &last_graph)
+    {
+        let mut forward = with_gradients.clone();
+        forward.outputs.truncate(before.outputs.len());
+        same_answer(before, &forward, dims, options.dtype)?;
+        same_answer(with_gradients, after, dims, options.dtype)?;
     }
     if let (Some(dims), Some(graph), Form::Plan(plan)) = (&directives.dims, &last_graph, &form) {
         plan_answer(graph, plan, dims, options.dtype)?;

@@ -9,6 +9,7 @@ use nucleus_ir::source::SourceMap;
 use nucleus_ir::testing::random_graph;
 use nucleus_ir::verify_graph::verify_graph;
 use nucleus_ir::{Bindings, DType, Dim, Float, Graph, Input, Op, Output, Rate, Symbol, TensorType, Value};
+use nucleus_passes::differentiate::Gradients;
 use nucleus_passes::elaborate::{Config, Program};
 use nucleus_passes::pipeline::{CompileOptions, Form, PASSES, PassKind, compile_to};
 use nucleus_passes::quantize::Quantize;
@@ -44,6 +45,18 @@ fn quantised_model(
     dtype: DType,
     quantize: Option<Quantize>,
 ) -> Vec<(&'static str, Graph)> {
+    let options = CompileOptions { dtype, quantize, verify: true, ..CompileOptions::default() };
+    graphs("velocity", settings, &options)
+}
+
+/// The graphs of the loss with the gradient of every weight, after every pass from differentiation to routing.
+fn training_model(settings: &[&str], dtype: DType) -> Vec<(&'static str, Graph)> {
+    let gradients = Some(Gradients::default());
+    let options = CompileOptions { dtype, gradients, verify: true, ..CompileOptions::default() };
+    graphs("loss", settings, &options).split_off(1)
+}
+
+fn graphs(entry: &str, settings: &[&str], options: &CompileOptions) -> Vec<(&'static str, Graph)> {
     let mut sources = SourceMap::new();
     let file = sources.add("nucleus_image.ir", include_str!("../../ir-specs/nucleus_image.ir"));
     let program = Program::load(&mut sources, file, &|_| None).unwrap();
@@ -52,18 +65,19 @@ fn quantised_model(
         config.set(setting).unwrap();
     }
     let mut graphs = Vec::new();
-    let options = CompileOptions { dtype, quantize, verify: true };
     let mut observer = |pass: &'static nucleus_passes::pipeline::Pass, form: &Form, _| {
         if let Form::Graph(graph) = form {
             graphs.push((pass.name, graph.clone()));
         }
     };
-    compile_to(&program, &config, "velocity", &options, &mut observer, "route").unwrap();
+    compile_to(&program, &config, entry, options, &mut observer, "route").unwrap();
     graphs
 }
 
 fn keeps_the_answer(settings: &[&str], dtype: DType) {
-    same_answers(&model(settings, dtype));
+    let graphs = model(settings, dtype);
+    assert_eq!(graphs.len(), 7);
+    same_answers(&graphs);
 }
 
 fn same_answers(graphs: &[(&str, Graph)]) {
@@ -72,7 +86,6 @@ fn same_answers(graphs: &[(&str, Graph)]) {
         .iter()
         .map(|(pass, graph)| (*pass, MadeUp::default().outputs::<f64>(graph, &dims).unwrap()))
         .collect();
-    assert_eq!(answers.len(), 6);
     for (pass, answer) in &answers[1..] {
         let difference = largest_difference(&answers[0].1, answer).unwrap();
         assert!(difference <= 1e-6, "{pass} changes the answer by {difference:e}");
@@ -97,6 +110,38 @@ fn the_model_keeps_its_answer_in_bf16_and_f16() {
 }
 
 #[test]
+fn the_gradients_of_the_model_keep_their_values() {
+    for dtype in [DType::F32, DType::Bf16] {
+        let graphs = training_model(&[], dtype);
+        assert_eq!(graphs.len(), 6);
+        same_answers(&graphs);
+    }
+}
+
+/// Under training in bf16 weights stay f32 and change at every step; products take factors in bf16, but for the routers' own.
+#[test]
+fn training_keeps_master_weights() {
+    let graphs = training_model(&[], DType::Bf16);
+    let graph = &graphs[5].1;
+    assert!(graph.weights.iter().all(|weight| weight.ty.dtype == DType::F32 && weight.rate == Rate::Step));
+    let names: Vec<String> = graph.outputs.iter().skip(4).map(|output| output.name.clone()).collect();
+    let want: Vec<String> = graph.weights.iter().map(|weight| format!("grad.{}", weight.name)).collect();
+    assert_eq!(names, want);
+    assert!(graph.outputs.iter().all(|output| graph.ty(output.value).dtype == DType::F32));
+    let mut wide = 0;
+    for (_, node) in graph.nodes() {
+        if let Op::Matmul { .. }
+        | Op::GroupedMatmul { .. }
+        | Op::Attention { .. }
+        | Op::AttentionGrad { .. } = node.op
+        {
+            wide += usize::from(graph.ty(node.operands[0]).dtype == DType::F32);
+        }
+    }
+    assert_eq!(wide, 4, "two for each router");
+}
+
+#[test]
 fn weights_and_inputs_keep_their_order() {
     let graphs = model(&[], DType::Bf16);
     let names = |graph: &Graph| -> Vec<String> {
@@ -107,7 +152,7 @@ fn weights_and_inputs_keep_their_order() {
         assert_eq!(names(graph), names(&graphs[0].1), "{pass}");
     }
     let unused = "transformer_blocks.0.attn.norm_added_q.weight".to_owned();
-    assert!(names(&graphs[5].1).contains(&unused));
+    assert!(names(&graphs[6].1).contains(&unused));
 }
 
 /// Made-up weights are multiples of a scale that 8-bit integers hold: quantising them changes nothing but their form.
@@ -116,7 +161,7 @@ fn the_model_keeps_its_answer_quantised() {
     for dtype in [DType::F32, DType::Bf16] {
         let graphs = quantised_model(&[], dtype, Some(Quantize { least_elements: 64 }));
         same_answers(&graphs);
-        let graph = &graphs[3].1;
+        let graph = &graphs[4].1;
         let bytes = graph.weights.iter().filter(|weight| weight.ty.dtype == DType::I8).count();
         let casts = graph.nodes().filter(|(_, data)| {
             matches!(data.op, Op::Cast { .. }) && graph.ty(data.operands[0]).dtype == DType::I8
@@ -131,7 +176,7 @@ fn passes_do_their_work_on_the_model() {
     let graphs = model(&[], DType::Bf16);
     let count =
         |pass: usize, op: &str| graphs[pass].1.nodes().filter(|(_, data)| data.op.name() == op).count();
-    let (elaborated, routed) = (0, 5);
+    let (elaborated, routed) = (0, 6);
     // Two scatters per mixture-of-experts layer, one inverse index map for both.
     assert_eq!(count(elaborated, "scatter_add"), 4);
     assert_eq!(

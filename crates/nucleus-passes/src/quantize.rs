@@ -10,12 +10,13 @@
 //! - every use of it is the right factor of a product over tokens: of a `grouped_matmul`, or of a `matmul` whose left factor has rank 3 or
 //!   more. Vectors of a whole image (timesteps, modulation) and everything that is not a product keep their precision;
 //! - its products sum over the same axis, and none of them decides routing, where a rounded logit sends a token to another expert;
+//! - it never changes: a weight under training stays as it is;
 //! - no other weight has the name of its scale.
 
 use std::collections::HashSet;
 
 use nucleus_ir::graph::{NodeData, Value, ValueDef, Weight};
-use nucleus_ir::{DType, Dim, Graph, Op, TensorType};
+use nucleus_ir::{DType, Dim, Graph, Op, Rate, TensorType};
 
 use crate::error::PassError;
 use crate::precision::routing;
@@ -142,7 +143,8 @@ fn chosen_axes(graph: &Graph, options: &Quantize) -> Vec<Option<usize>> {
         let large = large.is_some_and(|count| count >= options.least_elements);
         let kept = graph.outputs.iter().any(|output| output.value == value);
         let taken = names.contains(scale_name(&graph.weights[position].name).as_str());
-        if !data.ty.dtype.is_float() || !large || kept || taken {
+        let changes = graph.weights[position].rate != Rate::Model;
+        if !data.ty.dtype.is_float() || !large || kept || taken || changes {
             continue;
         }
         let mut axis = None;

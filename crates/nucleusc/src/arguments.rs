@@ -34,7 +34,7 @@ pub enum Command {
     #[command(after_help = "Examples:
   nucleusc check ir-specs/nucleus_image.ir
   nucleusc check model.ir --config checkpoint/transformer/config.json
-  nucleusc check model.ir --set num_layers=4 --set use_sigmoid=true")]
+  nucleusc check model.ir --entry velocity --set num_layers=4 --set use_sigmoid=true")]
     Check(CheckArguments),
     /// Compile a model into one artifact
     #[command(
@@ -44,7 +44,8 @@ Examples:
   nucleusc compile ir-specs/nucleus_image.ir --dtype bf16 -o nucleus-image.nuc
   nucleusc compile model.ir --weights checkpoint/transformer -o model.nuc
   nucleusc compile model.ir --weights checkpoint/transformer --quantize int8 -o small.nuc
-  nucleusc compile model.ir -o model.nuc --emit simplify,plan --emit-dir stages"
+  nucleusc compile model.ir -o model.nuc --emit simplify,plan --emit-dir stages
+  nucleusc compile model.ir --entry loss --gradients -o loss.nuc --emit differentiate --emit-dir stages"
     )]
     Compile(CompileArguments),
     /// Run an entry of a model on given inputs
@@ -140,6 +141,9 @@ pub struct CheckArguments {
     /// Where config values come from.
     #[command(flatten)]
     pub config: ConfigArguments,
+    /// An entry to verify; may be repeated [default: all]
+    #[arg(long, value_name = "NAME")]
+    pub entry: Vec<String>,
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
@@ -198,6 +202,12 @@ pub struct CompileArguments {
     /// A diffusers folder or safetensors file whose weights go into the artifact; its config.json is used unless --config is given
     #[arg(long, value_name = "DIR")]
     pub weights: Option<PathBuf>,
+    /// An entry to compile; may be repeated [default: the first of the model]
+    #[arg(long, value_name = "NAME")]
+    pub entry: Vec<String>,
+    /// Compile the entries with the gradients of their first output, a scalar, as further outputs: one for each weight
+    #[arg(long)]
+    pub gradients: bool,
     /// Element type of products [default: that of --weights, else f32]
     #[arg(long, value_name = "TYPE")]
     pub dtype: Option<ComputeType>,

@@ -13,8 +13,11 @@ use crate::{report, source};
 /// Runs the command.
 pub fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
     let model = source::model(&arguments.model, &arguments.config, None)?;
-    let entries = model.entries();
+    let mut entries = model.entries();
     anyhow::ensure!(!entries.is_empty(), "`{}` declares no entry", arguments.model.display());
+    if !arguments.entry.is_empty() {
+        entries = arguments.entry.iter().map(String::as_str).collect();
+    }
     let mut graphs = Vec::new();
     for entry in entries {
         graphs.push(model.graph(entry)?);

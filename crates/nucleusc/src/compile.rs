@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use nucleus_ir::{Bindings, DType, Dim, Rate};
-use nucleus_passes::CompileOptions;
 use nucleus_passes::pipeline::{Form, PASSES, Pass, PassTiming};
+use nucleus_passes::{CompileOptions, Gradients};
 use nucleus_plan::Plan;
 use nucleus_plan::cost::{Machine, stage_seconds};
 use nucleus_plan::verify::largest_sample;
@@ -30,14 +30,23 @@ pub fn compile(arguments: &CompileArguments) -> anyhow::Result<()> {
         bail!("--emit needs --emit-dir DIR, the folder for the texts");
     }
 
-    let entries = model.entries();
-    anyhow::ensure!(!entries.is_empty(), "`{}` declares no entry", arguments.model.display());
+    anyhow::ensure!(!model.entries().is_empty(), "`{}` declares no entry", arguments.model.display());
+    let mut entries = Vec::new();
+    for entry in &arguments.entry {
+        if !entries.contains(&entry.as_str()) {
+            entries.push(entry);
+        }
+    }
+    if entries.is_empty() {
+        entries.push(model.entry(None)?);
+    }
     let graphs = entries.iter().map(|entry| model.graph(entry)).collect::<Result<Vec<_>, _>>()?;
     let parameters =
         check::parameters(&graphs).context("the weights have more elements than 64 bits can count")?;
     drop(graphs);
 
-    let options = source::options(dtype, arguments.quantize);
+    let mut options = source::options(dtype, arguments.quantize);
+    options.gradients = arguments.gradients.then(Gradients::default);
     let mut entries_compiled = Vec::new();
     for entry in entries {
         let (plan, timings) = compile_entry(&model, entry, &options, &stages, arguments.emit_dir.as_deref())?;

@@ -220,7 +220,7 @@ fn mistakes_are_named_with_the_way_out() {
         (vec!["--dim", "Q=3"], "no dim `Q`"),
         (vec!["--dim", "B=7"], "dim `B`"),
         (vec!["--dim", "T=0"], "dim `T`"),
-        (vec!["--entry", "loss"], "velocity"),
+        (vec!["--entry", "lost"], "velocity"),
     ];
     for (extra, want) in cases {
         let output = run_case(&case, &model(), Some(weights), &extra, &out);

@@ -208,13 +208,16 @@ fn reverse(graph: Graph, request: &Gradients) -> Result<Graph, PassError> {
     Ok(graph)
 }
 
+/// What one use of a value contributes, and the scope of that use.
+type Use = (Contribution, Option<Arc<str>>);
+
 /// The graph with as much of its backward pass as there is, and what has been contributed to gradients that are not summed yet.
 struct Backward {
     graph: Graph,
     /// For every forward value, whether it has a gradient.
     active: Vec<bool>,
     /// For every forward value, what its uses have contributed.
-    contributions: HashMap<Value, Vec<(Contribution, Option<Arc<str>>)>>,
+    contributions: HashMap<Value, Vec<Use>>,
     /// The scope of the forward node whose rule is at work.
     scope: Option<Arc<str>>,
 }

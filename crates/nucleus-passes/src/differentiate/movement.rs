@@ -37,11 +37,12 @@ pub(super) fn transpose(
     Ok(())
 }
 
-/// What becomes of an axis in a broadcast.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Kept,
-    Repeated,
+/// One axis of dy as it is summed: an axis of the broadcast, or several neighbours along which x was repeated.
+struct Run {
+    size: Dim,
+    repeated: bool,
+    /// The axis stays with size 1, as x has it.
+    keep: bool,
 }
 
 /// dy summed over the axes along which x was repeated. Neighbouring axes that are repeated are summed as one, so that the gradient
@@ -49,22 +50,21 @@ enum Kind {
 pub(super) fn broadcast(backward: &mut Backward, x: Value, dy: Value) -> Result<(), PassError> {
     let (from, to) = (backward.shape(x).to_vec(), backward.shape(dy).to_vec());
     let new_axes = to.len() - from.len();
-    let mut runs: Vec<(Kind, Dim)> = Vec::new();
+    let mut runs: Vec<Run> = Vec::new();
     for (axis, size) in to.iter().enumerate() {
-        if size.is_constant(1) {
-            continue;
-        }
-        let repeated = axis < new_axes || from[axis - new_axes].is_constant(1);
-        let kind = if repeated { Kind::Repeated } else { Kind::Kept };
+        let repeated = axis < new_axes || (from[axis - new_axes].is_constant(1) && !size.is_constant(1));
         match runs.last_mut() {
-            Some((last, total)) if *last == kind => *total = backward.dim(total.mul(size))?,
-            _ => runs.push((kind, size.clone())),
+            Some(run) if run.repeated && (repeated || size.is_constant(1)) => {
+                run.size = backward.dim(run.size.mul(size))?;
+                run.keep = false;
+            }
+            _ => runs.push(Run { size: size.clone(), repeated, keep: axis >= new_axes }),
         }
     }
-    let mut dx = backward.reshape(dy, runs.iter().map(|(_, size)| size.clone()).collect())?;
-    for (axis, (kind, _)) in runs.iter().enumerate().rev() {
-        if *kind == Kind::Repeated {
-            dx = backward.emit(Op::ReduceSum { axis, keep: false }, &[dx])?;
+    let mut dx = backward.reshape(dy, runs.iter().map(|run| run.size.clone()).collect())?;
+    for (axis, run) in runs.iter().enumerate().rev() {
+        if run.repeated {
+            dx = backward.emit(Op::ReduceSum { axis, keep: run.keep }, &[dx])?;
         }
     }
     let dx = backward.reshape(dx, from)?;

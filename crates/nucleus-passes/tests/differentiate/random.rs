@@ -1,9 +1,13 @@
 //! Random graphs of every op.
 
 use nucleus_ir::testing::random_graph;
+use nucleus_ir::verify_graph::verify_graph;
 use nucleus_ir::{Bindings, DType, Float, Graph, Input, Op, Output, Rate, TensorType, Value};
 
-use crate::finite::{Seen, check, splitmix, with_inputs};
+use nucleus_passes::pipeline::{CompileOptions, PASSES, PassKind};
+use nucleus_passes::simplify::simplify;
+
+use crate::finite::{Seen, check, outputs, point, splitmix, with_inputs};
 
 /// Σ over the float outputs of Σ cotangent · output, put in front of the outputs.
 fn with_loss(mut graph: Graph) -> Graph {
@@ -29,6 +33,30 @@ fn with_loss(mut graph: Graph) -> Graph {
     graph
 }
 
+/// The passes that follow take a graph with gradients like any other.
+fn keeps_its_answer(gradients: Graph, dims: &Bindings, seed: u64) {
+    let at = point(&gradients, dims, seed);
+    let want = outputs(&gradients, dims, &at);
+    let options = CompileOptions { dtype: DType::Bf16, ..CompileOptions::default() };
+    let mut current = gradients;
+    for pass in PASSES {
+        let PassKind::Graph(run) = pass.kind else { continue };
+        current = run(&current, &options).unwrap();
+        assert_eq!(verify_graph(&current), Ok(()), "after {}", pass.name);
+        if pass.name == "simplify" {
+            assert!(simplify(&current).unwrap() == current, "seed {seed}: simplification goes on");
+        }
+        let got = outputs(&current, dims, &at);
+        for (name, want) in &want {
+            let scale = want.iter().fold(1e-30, |scale: f64, x| scale.max(x.abs()));
+            for (want, got) in want.iter().zip(&got[name]) {
+                let close = (want - got).abs() <= 1e-6 * scale;
+                assert!(close, "seed {seed}: {} makes `{name}` {got} instead of {want}", pass.name);
+            }
+        }
+    }
+}
+
 #[test]
 fn gradients_of_random_graphs() {
     let mut total = Seen::default();
@@ -39,7 +67,9 @@ fn gradients_of_random_graphs() {
         let sizes = ["B", "H", "W", "T"].map(|dim| (dim, 1 + (splitmix(&mut state) % 4) as i64));
         let graph = with_loss(random_graph(&bytes));
         let request = with_inputs(&["x", "text", "time"]);
-        let (_, seen) = check(&graph, &request, &Bindings::from_iter(sizes), seed, 3);
+        let dims = Bindings::from_iter(sizes);
+        let (gradients, seen) = check(&graph, &request, &dims, seed, 3);
+        keeps_its_answer(gradients, &dims, seed);
         total.compared += seen.compared;
         total.nonzero += seen.nonzero;
         total.kinks += seen.kinks;
