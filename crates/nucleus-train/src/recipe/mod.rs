@@ -30,6 +30,8 @@ const MAX_RECIPE_BYTES: u64 = 1 << 20;
 /// A recipe, with all defaults in place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recipe {
+    /// The folder of the recipe file: paths in the recipe are relative to it, those here are not.
+    pub folder: PathBuf,
     /// The model and where it starts.
     pub model: ModelRecipe,
     /// Where batches come from.
@@ -199,13 +201,23 @@ impl Recipe {
         let groups = groups::groups(&root)?;
         let (run, steps, accumulate) = sections::run(&root.table("run", sections::RUN_KEYS)?)?;
         let stages = stages::stages(&root, &data, steps, batch, accumulate)?;
-        Ok(Recipe { model, data, objective, schedule, groups, stages, run })
+        let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        Ok(Recipe { folder, model, data, objective, schedule, groups, stages, run })
     }
 
     /// A hash of everything in the recipe that decides the weights after a step: two recipes of one fingerprint train alike up to the
-    /// smaller of their numbers of steps.
+    /// smaller of their numbers of steps. Paths count as the recipe writes them, so its folder may move.
     pub fn fingerprint(&self) -> String {
-        let Recipe { model, data, objective, schedule, groups, stages, run } = self;
+        let Recipe { folder, model, data, objective, schedule, groups, stages, run } = self;
+        let written = |path: &Path| path.strip_prefix(folder).unwrap_or(path).to_path_buf();
+        let start = match &model.start {
+            Start::Checkpoint(path) => Start::Checkpoint(written(path)),
+            Start::Fresh { config, seed, zero_init } => {
+                Start::Fresh { config: written(config), seed: *seed, zero_init: zero_init.clone() }
+            }
+        };
+        let model = ModelRecipe { ir: model.ir.as_deref().map(written), start, dtype: model.dtype };
+        let data = DataRecipe { kind: data.kind.clone(), path: written(&data.path) };
         let stages: Vec<&Stage> = stages.iter().collect();
         // The last stage's end is the run's, which may be moved.
         let lengths: Vec<u64> = stages.iter().rev().skip(1).map(|stage| stage.steps).collect();

@@ -324,8 +324,11 @@ fn the_fingerprint_is_of_what_decides_the_weights() {
     let same = parse(&LEAST.replace("steps = 6", "steps = 8\nkeep = 1").replace("\"out\"", "\"b\"")).unwrap();
     let first = parse(LEAST).unwrap().fingerprint();
     assert_eq!(first, same.fingerprint());
-    let other = parse(&LEAST.replace("steps = 6", "steps = 6\nseed = 1")).unwrap();
-    assert_ne!(first, other.fingerprint());
+    assert_eq!(first, Recipe::parse(Path::new("/moved/recipe.toml"), LEAST).unwrap().fingerprint());
+    for (from, to) in [("steps = 6", "steps = 6\nseed = 1"), ("\"batches\"\n[run]", "\"others\"\n[run]")] {
+        let other = parse(&LEAST.replace(from, to)).unwrap();
+        assert_ne!(first, other.fingerprint(), "{to}");
+    }
 }
 
 #[test]
