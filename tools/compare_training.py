@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeat", type=positive, default=2, help="timed steps of each per round")
     parser.add_argument("--threads", type=positive, default=2, help="threads of each")
     parser.add_argument("--experts", choices=["bmm", "loop", "grouped_mm"], default="bmm",
-                        help="how PyTorch runs the experts: as batched products, which is fastest, or as diffusers does")
+                        help="how PyTorch runs the experts: as batched products, or as diffusers does")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out; its first call takes minutes")
     parser.add_argument("--only", choices=["torch", "nucleus"], help="run one side alone")
     parser.add_argument("--nucleusc", type=Path, default=ROOT / "target/release/nucleusc", help="the binary to time")

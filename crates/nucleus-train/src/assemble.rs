@@ -91,7 +91,7 @@ pub fn assemble(recipe: &Recipe) -> Result<Assembled, AssembleError> {
     };
     let mut engine = GraphEngine::new(model, &recipe.groups, options, recipe.run.threads)?;
     match (&recipe.model.start, checkpoint) {
-        (Start::Fresh { seed, .. }, _) => fresh(engine.parameters_mut(), *seed),
+        (Start::Fresh { seed, zero_init, .. }, _) => fresh(engine.parameters_mut(), zero_init, *seed),
         (Start::Checkpoint(_), Some(checkpoint)) => from_checkpoint(engine.parameters_mut(), &checkpoint)?,
         (Start::Checkpoint(_), None) => {}
     }
