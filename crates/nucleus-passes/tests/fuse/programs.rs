@@ -209,7 +209,10 @@ fn gradients_of_concatenated_keys_are_finished_piece_by_piece() {
     let masked: Vec<bool> = grad.segments.iter().map(|segment| segment.keys.mask.is_some()).collect();
     assert_eq!(masked, [false, true]);
     // The gradients themselves are not stored.
-    assert!(plan.buffers.iter().all(|buffer| !matches!(buffer.place, nucleus_plan::Place::Arena { .. })), "{plan}");
+    assert!(
+        plan.buffers.iter().all(|buffer| !matches!(buffer.place, nucleus_plan::Place::Arena { .. })),
+        "{plan}"
+    );
 }
 
 #[test]

@@ -461,12 +461,24 @@ fn gradients_of_attention() {
         ("key_heads 2", "key_heads 0", "heads a multiple of key heads"),
         ("attention_grad f32", "attention_grad bf16", "dy: needs a result of dtype bf16"),
         ("attention_grad f32", "attention_grad i32", "keys of a float type"),
-        ("mask { v0 = load o3[3*i0 + i1]", "mask { v0 = load o2[3*i0 + i1]", "mask1: needs a result of dtype bool"),
+        (
+            "mask { v0 = load o3[3*i0 + i1]",
+            "mask { v0 = load o2[3*i0 + i1]",
+            "mask1: needs a result of dtype bool",
+        ),
         ("dv { }", "dv { v0 = load o0[i3]; return v0; }", "dv0: has a result without use"),
         ("dy { v0 = load o0[s1*i0", "dy { v0 = load o0[s9*i0", "there is no size argument 9"),
         ("keys 3", "keys 4", "dk1 accesses elements"),
-        ("store o5[s4 +", "store o5[16 +", "a point stores an element of operand 5 that another point stores"),
-        ("store o5[s3*i0 + 16*i1 + 8*i2 + i3]", "store o5[s3*i0 + 16*i1 + 8*i2]", "that another point stores"),
+        (
+            "store o5[s4 +",
+            "store o5[16 +",
+            "a point stores an element of operand 5 that another point stores",
+        ),
+        (
+            "store o5[s3*i0 + 16*i1 + 8*i2 + i3]",
+            "store o5[s3*i0 + 16*i1 + 8*i2]",
+            "that another point stores",
+        ),
         ("dv { }", "dv { v0 = accumulator 0; store o4[0] = v0; }", "that another point stores"),
     ] {
         let broken = GRADIENTS.replacen(from, to, 1);
