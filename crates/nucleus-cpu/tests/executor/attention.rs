@@ -117,7 +117,7 @@ fn gradients(dtype: &str, dy: &str) -> String {
 #[test]
 fn gradients_with_an_epilogue_for_each() {
     for dtype in ["f32", "bf16", "f16"] {
-        for [b, s, t] in [[1, 1, 1], [2, 5, 3], [1, 37, 40], [2, 100, 70]] {
+        for [b, s, t] in [[1, 1, 1], [2, 5, 3], [2, 37, 40]] {
             let dims = [("B", b), ("S", s), ("T", t)];
             // Read where it lies and rounded, or computed first.
             for steps in ["v1 = cast(v0, TYPE); return v1;", "v1 = sin(v0); v2 = cast(v1, TYPE); return v2;"]
