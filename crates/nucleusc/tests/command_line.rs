@@ -148,7 +148,7 @@ fn every_stage_is_written_where_asked() {
     assert_eq!(names.first().map(String::as_str), Some("velocity.00-elaborate.ir"), "{names:?}");
     assert!(names.last().is_some_and(|name| name.ends_with("allocate.plan")), "{names:?}");
     // A printed stage is a model in the language.
-    let simplified = stages.join("velocity.01-simplify.ir");
+    let simplified = stages.join("velocity.02-simplify.ir");
     assert!(succeeds(["check", text(&simplified)]).contains("verified"));
     // A printed plan says what each launch should cost, and reads back all the same.
     let plan = std::fs::read_to_string(stages.join(names.last().expect("names"))).expect("a text");
