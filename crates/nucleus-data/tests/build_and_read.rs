@@ -106,6 +106,7 @@ fn the_same_input_gives_the_same_bytes_on_any_number_of_threads() {
         );
     }
     assert!(sets[0] == sets[1] && sets[1] == sets[2]);
+    assert_eq!(bench.entries(), ["captions.jsonl", "pictures", "set1", "set2", "set4"]);
     let dataset = Dataset::open(&bench.path("set4")).expect("a data set");
     assert_eq!(pixel(&dataset, 0, 3, 2, 2), RED, "the last item is in the second shard");
     assert_eq!(dataset.captions().expect("captions")[0][3].index, 1);
