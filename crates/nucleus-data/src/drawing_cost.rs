@@ -116,7 +116,7 @@ impl<'a, 'input> Costs<'a, 'input> {
             found.extend(targets(attribute.value()).map(|id| (id, if marks { vertices } else { 1 })));
         }
         for rule in &self.rules {
-            if rule.selector.iter().any(|word| names(*word, node)) {
+            if rule.selector.iter().any(|word| names(word, node)) {
                 found.extend(rule.targets.iter().map(|id| (*id, vertices)));
             }
         }

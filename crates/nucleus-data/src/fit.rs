@@ -2,8 +2,9 @@
 
 use std::str::FromStr;
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::picture::Colour;
 
@@ -110,19 +111,23 @@ pub fn resize(
     let inner = (extent(seen.0, to.0), extent(seen.1, to.1));
     let crop = ((from_width - seen.0) / 2.0, (from_height - seen.1) / 2.0);
 
-    let source =
-        ImageRef::new(from.0 as u32, from.1 as u32, rgb, PixelType::U8x3).map_err(|error| failed(&error))?;
-    let mut resized = Image::new(inner.0 as u32, inner.1 as u32, PixelType::U8x3);
+    // Typed views, so that the resizer is compiled for this one type of pixel.
+    let source = TypedImageRef::<U8x3>::from_buffer(from.0 as u32, from.1 as u32, rgb)
+        .map_err(|error| failed(&error))?;
+    let mut pixels = vec![0; inner.0 * inner.1 * 3];
+    let mut resized = TypedImage::<U8x3>::from_buffer(inner.0 as u32, inner.1 as u32, &mut pixels)
+        .map_err(|error| failed(&error))?;
     let options = ResizeOptions::new()
         .resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3))
         .crop(crop.0, crop.1, seen.0, seen.1);
-    Resizer::new().resize(&source, &mut resized, &options).map_err(|error| failed(&error))?;
+    Resizer::new().resize_typed(&source, &mut resized, &options).map_err(|error| failed(&error))?;
+    drop(resized);
     if inner == to {
-        return Ok(resized.into_vec());
+        return Ok(pixels);
     }
     let mut out = background.repeat(to.0 * to.1);
     let (left, top) = ((to.0 - inner.0) / 2, (to.1 - inner.1) / 2);
-    for (row, line) in resized.buffer().chunks_exact(inner.0 * 3).enumerate() {
+    for (row, line) in pixels.chunks_exact(inner.0 * 3).enumerate() {
         let start = ((top + row) * to.0 + left) * 3;
         out[start..start + line.len()].copy_from_slice(line);
     }

@@ -11,11 +11,13 @@ pub mod fit;
 pub mod format;
 pub mod near;
 pub mod picture;
+pub mod report;
 pub mod source;
 pub mod words;
 mod write;
 
-pub use build::{BuildError, BuildOptions, BuildReport, build};
+pub use build::{BuildOptions, build};
 pub use dataset::{Bucket, Dataset, Item};
 pub use format::{Caption, DatasetError, Description, Kind};
+pub use report::{BuildError, BuildReport};
 pub use words::Vocabulary;

@@ -125,6 +125,9 @@ impl Picture {
         };
         let tree =
             usvg::Tree::from_xmltree(&document, &options).map_err(|error| format!("is no SVG: {error}"))?;
+        if !tree.root().has_children() {
+            return Err("draws nothing".to_owned());
+        }
         Ok(Picture::Drawing(Box::new(tree)))
     }
 

@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::build::BuildError;
+use crate::report::BuildError;
 
 /// Most bytes of a file of metadata or captions.
 const MAX_METADATA_BYTES: u64 = 1 << 30;

@@ -12,9 +12,9 @@ use nucleus_runtime::safetensors_write::{TensorSpec, write_safetensors};
 use serde::Serialize;
 use tempfile::TempDir;
 
-use crate::build::BuildError;
 use crate::fit::BucketSize;
 use crate::format::{BucketDescription, DESCRIPTION, ShardDescription};
+use crate::report::BuildError;
 
 /// A folder that appears when it is complete; dropped before that, it leaves nothing.
 pub(crate) struct Folder {

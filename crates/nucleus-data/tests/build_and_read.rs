@@ -78,8 +78,9 @@ fn pictures_go_to_the_size_of_their_aspect() {
     let (wide, line) = (dataset.item(1, 0).expect("an item"), dataset.item(1, 1).expect("an item"));
     assert_eq!((wide.width, wide.height, wide.data.len()), (24, 12, 24 * 12 * 3));
     assert_eq!(pixel(&dataset, 1, 0, 12, 6), GREEN);
-    // The line is ten times as wide as high: it fills the width, with background above and below.
-    assert_eq!(line.data[..24 * 3 * 4], [255; 24 * 3 * 4]);
+    // The line is ten times as wide as high: it fills the width, with background above and below,
+    // beyond the three pixels that the filter reaches.
+    assert_eq!(line.data[..24 * 3 * 2], [255; 24 * 3 * 2]);
 }
 
 #[test]
@@ -105,6 +106,7 @@ fn the_same_input_gives_the_same_bytes_on_any_number_of_threads() {
         );
     }
     assert!(sets[0] == sets[1] && sets[1] == sets[2]);
+    assert_eq!(bench.entries(), ["captions.jsonl", "pictures", "set1", "set2", "set4"]);
     let dataset = Dataset::open(&bench.path("set4")).expect("a data set");
     assert_eq!(pixel(&dataset, 0, 3, 2, 2), RED, "the last item is in the second shard");
     assert_eq!(dataset.captions().expect("captions")[0][3].index, 1);

@@ -7,13 +7,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context;
-use nucleus_data::build::{BuildOptions, BuildReport};
 use nucleus_data::contact_sheet::contact_sheet;
 use nucleus_data::fit::Fit;
 use nucleus_data::near::NearOptions;
 use nucleus_data::picture::PictureOptions;
 use nucleus_data::source::{CaptionSource, Selection};
-use nucleus_data::{Bucket, Dataset};
+use nucleus_data::{Bucket, BuildOptions, BuildReport, Dataset};
 use serde_json::json;
 
 pub use arguments::DataCommand;
