@@ -135,7 +135,8 @@ impl State {
         }
         let mut sites = Vec::new();
         self.sites(value, false, &mut sites);
-        let light = |site: &Site| site.need == Need::Function && site.rate == self.rate(value) && !site.repeats;
+        let light =
+            |site: &Site| site.need == Need::Function && site.rate == self.rate(value) && !site.repeats;
         sites.iter().all(light).then_some(source)
     }
 
