@@ -113,6 +113,8 @@ pub struct GraphEngine {
     /// No microbatch of this step has been seen.
     untouched: bool,
     last_losses: Losses,
+    /// A tensor of the last batch that is not finite, looked for where its losses are not.
+    broken_input: Option<String>,
     /// What the gradients of the weights are called, in the order of memory.
     gradient_names: Vec<String>,
 }
@@ -149,6 +151,7 @@ impl GraphEngine {
             fresh: Vec::new(),
             untouched: true,
             last_losses: Losses::default(),
+            broken_input: None,
             gradient_names,
         })
     }
@@ -216,6 +219,9 @@ impl GraphEngine {
             arguments.weight(slot.name, slot.weight).output(gradient, slot.gradient);
         }
         routine.run(&dims, &mut arguments, None)?;
+        let finite = values.iter().all(|value| value.is_finite());
+        self.broken_input =
+            inputs.iter().find(|(_, tensor)| !finite && !is_finite(tensor)).map(|(name, _)| name.clone());
         if !direct {
             if self.untouched {
                 self.parameters.gradients.fill(0.0);
@@ -333,6 +339,12 @@ impl Engine for GraphEngine {
     }
 
     fn first_non_finite(&mut self) -> Result<Option<NonFinite>, EngineError> {
+        if let Some(name) = self.parameters.first_non_finite_weight() {
+            return Ok(Some(NonFinite::Weight(name.to_owned())));
+        }
+        if let Some(name) = &self.broken_input {
+            return Ok(Some(NonFinite::Input(name.clone())));
+        }
         let part = self.last_losses.parts.iter().find(|(_, value)| !value.is_finite());
         if let Some((part, _)) = part {
             return Ok(Some(NonFinite::Loss(part.clone())));
@@ -471,6 +483,10 @@ fn inputs(
         }
     }
     Ok((tensors, scalars))
+}
+
+fn is_finite(tensor: &HostTensor) -> bool {
+    !tensor.dtype().is_float() || tensor.to_f32_vec().iter().all(|value| value.is_finite())
 }
 
 fn zeros(what: &'static str, elements: usize) -> Result<Vec<f32>, ParameterMemoryError> {

@@ -19,7 +19,7 @@ fn set_rates(graph: &mut Graph) {
     for (value, def) in values {
         let rate = match def {
             ValueDef::Input(index) => graph.inputs[index].rate,
-            ValueDef::Weight(_) => Rate::Model,
+            ValueDef::Weight(index) => graph.weights[index].rate,
             ValueDef::Result { node, .. } => {
                 let operands = graph.node(node).operands.iter();
                 operands.filter_map(|operand| graph.value(*operand).rate).max().unwrap_or(Rate::Model)
