@@ -57,7 +57,7 @@ fn six_steps_are_those_of_pytorch() {
             of_weights.0, of_weights.1
         );
         assert!(of_loss <= 1e-5, "{name}: losses are off by {of_loss:.1e}");
-        assert!(of_norm <= 1e-4, "{name}: norms of gradients are off by {of_norm:.1e}");
+        assert!(of_norm <= 1e-5, "{name}: norms of gradients are off by {of_norm:.1e}");
     }
 }
 
@@ -325,7 +325,9 @@ fn a_weight_that_is_not_finite_stops_the_run_and_is_named() {
         ("transformer_blocks.2.img_mlp.gate.weight", "transformer_blocks.2", f32::INFINITY),
         ("proj_out.weight", "proj_out", f32::NEG_INFINITY),
     ] {
-        let run = Run::of("original").with("[run]", "[run]\ncheckpoint_every = 2\nsample_every = 2");
+        let run = Run::of("original")
+            .with("[run]", "[run]\ncheckpoint_every = 2\nsample_every = 2")
+            .with("out = \"run\"", "out = \"run\"\n[[run.sample]]\ncaption = \"a dot\"");
         let recipe = run.recipe();
         let mut parts = assemble(&recipe).expect("the parts fit");
         let mut checkpoints = nucleus_train::assemble::checkpoints(&recipe, parts.config).expect("a folder");

@@ -8,7 +8,7 @@ use nucleus_passes::elaborate::ConfigValue;
 use nucleus_passes::pipeline::CompileOptions;
 use nucleus_plan::Plan;
 use nucleus_runtime::routine::{Arguments, Routine, RoutineError};
-use nucleus_runtime::{HostTensor, Model, ModelError, TensorError, TensorMap, Threads};
+use nucleus_runtime::{HostTensor, Model, ModelError, Profile, TensorError, TensorMap, Threads};
 use thiserror::Error;
 
 use crate::data::Batch;
@@ -176,9 +176,24 @@ impl GraphEngine {
         &self.threads
     }
 
-    /// The plan of the loss in use.
-    pub fn plan(&self) -> Option<&Plan> {
-        self.programs.last().map(|program| program.routine.plan())
+    /// The compiled loss in use, which knows the sizes that it ran at last and the machine's limit.
+    pub fn routine(&self) -> Option<&Routine> {
+        self.programs.last().map(|program| &program.routine)
+    }
+
+    /// As [`accumulate`](Engine::accumulate), and adds the time of every launch of the loss to a profile.
+    ///
+    /// # Errors
+    /// As `accumulate`.
+    pub fn accumulate_profiled(
+        &mut self,
+        batch: &Batch,
+        scale: f64,
+        profile: &mut Profile,
+    ) -> Result<Losses, EngineError> {
+        let losses = self.loss(batch, scale, Some(profile))?;
+        self.last_losses = losses.clone();
+        Ok(losses)
     }
 
     /// Bytes of parameters, gradients and state, and of the arenas of the loss.
@@ -187,7 +202,12 @@ impl GraphEngine {
         ((self.parameters.bytes() + 4 * self.fresh.len()) as u64, arenas)
     }
 
-    fn loss(&mut self, batch: &Batch, scale: f64) -> Result<Losses, GraphEngineError> {
+    fn loss(
+        &mut self,
+        batch: &Batch,
+        scale: f64,
+        profile: Option<&mut Profile>,
+    ) -> Result<Losses, GraphEngineError> {
         let Some(program) = self.programs.last_mut() else { return Ok(Losses::default()) };
         let routine = &mut program.routine;
         let (inputs, scalars) = inputs(routine, batch, &self.options.coefficients)?;
@@ -218,7 +238,7 @@ impl GraphEngine {
         for (slot, gradient) in slots.into_iter().zip(&self.gradient_names) {
             arguments.weight(slot.name, slot.weight).output(gradient, slot.gradient);
         }
-        routine.run(&dims, &mut arguments, None)?;
+        routine.run(&dims, &mut arguments, profile)?;
         let finite = values.iter().all(|value| value.is_finite());
         self.broken_input =
             inputs.iter().find(|(_, tensor)| !finite && !is_finite(tensor)).map(|(name, _)| name.clone());
@@ -321,7 +341,7 @@ impl Engine for GraphEngine {
     }
 
     fn accumulate(&mut self, batch: &Batch, scale: f64) -> Result<Losses, EngineError> {
-        let losses = self.loss(batch, scale)?;
+        let losses = self.loss(batch, scale, None)?;
         self.last_losses = losses.clone();
         Ok(losses)
     }
