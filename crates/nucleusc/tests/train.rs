@@ -128,7 +128,7 @@ fn mistakes_in_recipes_are_named_with_their_place() {
     let cases = [
         (
             changed("warmup_steps = 2", "warmup_stepz = 2"),
-            vec!["recipe.toml:14", "warmup_stepz", "warmup_steps"],
+            vec!["recipe.toml:17", "warmup_stepz", "warmup_steps"],
         ),
         (changed("[objective]", "[objektive]"), vec!["objektive"]),
         (changed("steps = 6", "steps = 0"), vec!["steps"]),
