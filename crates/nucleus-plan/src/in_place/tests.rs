@@ -64,7 +64,9 @@ fn elements_that_another_point_writes_are_not() {
         // The next element, and the element itself.
         "v0 = load o0[8*i0 + i1]; v1 = load o0[1 + 8*i0 + i1]; v2 = add(v0, v1); store o2[8*i0 + i1] = v2;",
         // Read after it was written.
-        "v0 = load o1[8*i0 + i1]; store o2[8*i0 + i1] = v0; v1 = load o0[8*i0 + i1]; store o2[8*i0 + i1] = v1;",
+        "v0 = load o1[8*i0 + i1]; store o2[8*i0 + i1] = v0; v2 = load o0[8*i0 + i1];",
+        // Written twice.
+        "v0 = load o0[8*i0 + i1]; store o2[8*i0 + i1] = v0; store o2[8*i0 + i1] = v0;",
     ] {
         assert_eq!(one_map(body), None, "{body}");
     }
