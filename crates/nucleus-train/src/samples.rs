@@ -43,7 +43,9 @@ pub enum SampleError {
     #[error("samples need data of kind \"shards\": its vocabulary makes tokens of captions")]
     NoVocabulary,
     /// The model takes no tokens.
-    #[error("entry `{entry}` has no input `{TOKENS}`: samples are drawn by models that take the tokens of a caption")]
+    #[error(
+        "entry `{entry}` has no input `{TOKENS}`: samples are drawn by models that take the tokens of a caption"
+    )]
     NoTokens {
         /// The entry.
         entry: &'static str,

@@ -39,7 +39,12 @@ pub fn sample(arguments: &SampleArguments) -> anyhow::Result<()> {
     if let Some(folder) = &arguments.routing {
         drawn.write_routing(folder)?;
     }
-    report::print(&format!("{} pictures by `{}`: {}", samples.len(), weights.display(), arguments.output.display()))
+    report::print(&format!(
+        "{} pictures by `{}`: {}",
+        samples.len(),
+        weights.display(),
+        arguments.output.display()
+    ))
 }
 
 /// The captions of the command line, or the recipe's.
@@ -50,7 +55,11 @@ fn samples(arguments: &SampleArguments, recipe: &Recipe) -> anyhow::Result<Vec<S
         size: arguments.size,
         seed,
     });
-    let samples = if arguments.caption.is_empty() { recipe.run.samples.clone() } else { of_command.collect() };
-    anyhow::ensure!(!samples.is_empty(), "there is nothing to draw: give a --caption, or the recipe a [[run.sample]]");
+    let samples =
+        if arguments.caption.is_empty() { recipe.run.samples.clone() } else { of_command.collect() };
+    anyhow::ensure!(
+        !samples.is_empty(),
+        "there is nothing to draw: give a --caption, or the recipe a [[run.sample]]"
+    );
     Ok(samples)
 }

@@ -7,12 +7,12 @@ use std::time::Instant;
 use anyhow::Context;
 use indicatif::ProgressBar;
 use nucleus_train::assemble::{Assembled, assemble, checkpoints};
+use nucleus_train::current::CurrentWeights;
 use nucleus_train::graph_engine::GraphEngine;
 use nucleus_train::log::StepRecord;
 use nucleus_train::recipe::{Recipe, RunRecipe, Stage};
 use nucleus_train::samples::Painter;
 use nucleus_train::sampling::SamplerOptions;
-use nucleus_train::current::CurrentWeights;
 use nucleus_train::trainer::{BoxError, Observer, Trainer};
 use serde_json::json;
 
