@@ -80,9 +80,9 @@ entry main(
     token: i32[N] per step,
 ) -> (r: f32[N, 12]) {
     let w1 = weight("words.weight", [1, 3, 6]);
-    let v2: i32[1, N] = reshape(token, [1, N]);
+    let v2: i32[1, N] = reshape(token, shape = [1, N]);
     let v3: f32[1, N, 6] = gather(w1, v2);
-    let v4: f32[N, 6] = reshape(v3, [N, 6]);
+    let v4: f32[N, 6] = reshape(v3, shape = [N, 6]);
     let w5 = weight("up.weight", [6, 12]);
     let v6: f32[N, 12] = matmul(v4, w5);
     v6
