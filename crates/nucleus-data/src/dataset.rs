@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use nucleus_runtime::safetensors_file::{MappedFile, StoredDType};
 
 use crate::format::{
-    BucketDescription, Caption, DESCRIPTION, DatasetError, Description, Kind, ShardDescription,
+    BucketDescription, Caption, DESCRIPTION, DatasetError, Description, Kind, ShardDescription, digest,
 };
 use crate::words::Vocabulary;
-use crate::write::digest;
 
 /// Most bytes of `dataset.json`.
 const MAX_DESCRIPTION_BYTES: u64 = 256 << 20;

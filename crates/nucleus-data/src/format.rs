@@ -1,5 +1,9 @@
 //! The description of a data set, `dataset.json`: what it says and what must hold of it.
 
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 /// The version of the format that this crate writes and reads.
@@ -241,4 +245,11 @@ pub enum DatasetError {
         /// Items that the bucket has; 0 where there is no such bucket.
         count: usize,
     },
+}
+
+/// BLAKE3 of a file, in hexadecimal.
+pub(crate) fn digest(path: &Path) -> io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(path)?)?;
+    Ok(hasher.finalize().to_hex().to_string())
 }

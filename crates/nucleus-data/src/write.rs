@@ -13,7 +13,7 @@ use serde::Serialize;
 use tempfile::TempDir;
 
 use crate::fit::BucketSize;
-use crate::format::{BucketDescription, DESCRIPTION, ShardDescription};
+use crate::format::{BucketDescription, DESCRIPTION, ShardDescription, digest};
 use crate::report::BuildError;
 
 /// A folder that appears when it is complete; dropped before that, it leaves nothing.
@@ -183,11 +183,4 @@ impl Spill {
         std::fs::remove_file(&path).map_err(failed)?;
         Ok(BucketDescription { height, width, count, shards })
     }
-}
-
-/// BLAKE3 of a file, in hexadecimal.
-pub(crate) fn digest(path: &Path) -> io::Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::open(path)?)?;
-    Ok(hasher.finalize().to_hex().to_string())
 }

@@ -18,6 +18,9 @@ use thiserror::Error;
 /// The most bytes that a source file may have.
 pub const MAX_SOURCE_BYTES: u64 = 16 << 20;
 
+/// The models that come with the program, by the names under which others use them.
+const SHIPPED: [(&str, &str); 1] = [("nucleus_image", include_str!("../../../ir-specs/nucleus_image.ir"))];
+
 /// Why a model could not be read.
 #[derive(Debug, Error)]
 pub enum ModelError {
@@ -109,7 +112,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Reads a `.ir` file and the modules beside it that it uses.
+    /// Reads a `.ir` file and the modules that it uses: files beside it, or models that come with the program.
     ///
     /// # Errors
     /// A file cannot be read, or the texts have errors.
@@ -119,8 +122,20 @@ impl Model {
         // A module that cannot be read is reported by the program as missing, with its place.
         Model::load(main, &|module| {
             let path = folder.join(format!("{module}.ir"));
+            if !path.exists() {
+                return shipped(module);
+            }
             Some(SourceText { name: path.display().to_string(), text: read_source(&path).ok()? })
         })
+    }
+
+    /// A model that comes with the program: `nucleus_image`. `None` for any other name.
+    ///
+    /// # Errors
+    /// None that a user could cause.
+    pub fn shipped(name: &str) -> Option<Result<Model, ModelError>> {
+        let SourceText { name, text } = shipped(name)?;
+        Some(Model::load((name, text), &shipped))
     }
 
     /// Reads a model back from its texts.
@@ -316,6 +331,11 @@ fn unsupported(entry: &str, pass: &'static str, what: String) -> ModelError {
 
 fn rendered(sources: &SourceMap, diagnostics: &[Diagnostic]) -> ModelError {
     ModelError::Diagnostics { rendered: render(sources, diagnostics, false) }
+}
+
+fn shipped(name: &str) -> Option<SourceText> {
+    let (_, text) = SHIPPED.iter().find(|(known, _)| *known == name)?;
+    Some(SourceText { name: format!("{name}.ir"), text: (*text).to_owned() })
 }
 
 fn read_source(path: &Path) -> Result<String, ModelError> {

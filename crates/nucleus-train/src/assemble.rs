@@ -3,9 +3,8 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use nucleus_ir::DType;
 use nucleus_passes::elaborate::ConfigValue;
-use nucleus_runtime::{Checkpoint, Model, ModelError, ModelText, config_json};
+use nucleus_runtime::{Checkpoint, Model, ModelError, config_json};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
@@ -13,11 +12,11 @@ use crate::checkpoint::{CheckpointError, RunCheckpoints, Store, StoreOptions};
 use crate::data::{Batches, DataError, Draws, ShardOptions, Shards, Source};
 use crate::graph_engine::{GraphEngine, GraphEngineError, LossOptions};
 use crate::random::Streams;
-use crate::recipe::{ComputeDType, DataKind, Recipe, Start};
+use crate::recipe::{DataKind, Recipe, Start};
 use crate::start::{StartError, fresh, from_checkpoint};
 
 /// The model that a recipe without `ir` trains.
-const SHIPPED: (&str, &str) = ("nucleus_image.ir", include_str!("../../../ir-specs/nucleus_image.ir"));
+const SHIPPED: &str = "nucleus_image";
 
 /// Why a run could not be put together.
 #[derive(Debug, Error)]
@@ -25,6 +24,9 @@ pub enum AssembleError {
     /// The model cannot be read or does not compile.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// A recipe without `ir`, in a program without the model that it means.
+    #[error("there is no model `{SHIPPED}` in this program: give one as `ir`")]
+    NotShipped,
     /// The checkpoint to start from cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] nucleus_runtime::CheckpointError),
@@ -46,6 +48,16 @@ pub enum AssembleError {
     /// Pictures cannot be cut into patches.
     #[error("data of kind \"shards\" needs the key `patch_size` in the model's config.json")]
     NoPatchSize,
+    /// Words that the model has no vector for.
+    #[error("the vocabulary of `{}` has {words} words, but `vocabulary_size` of the model is {size}", .path.display())]
+    Vocabulary {
+        /// The model's.
+        size: i64,
+        /// The data's.
+        words: usize,
+        /// The data set.
+        path: PathBuf,
+    },
     /// The folder of the run cannot be opened.
     #[error(transparent)]
     Folder(#[from] CheckpointError),
@@ -79,10 +91,7 @@ pub fn assemble(recipe: &Recipe) -> Result<Assembled, AssembleError> {
     model.apply_json(&config_path, &config)?;
     let objective = &recipe.objective;
     let options = LossOptions {
-        dtype: match recipe.model.dtype {
-            ComputeDType::F32 => DType::F32,
-            ComputeDType::Bf16 => DType::Bf16,
-        },
+        dtype: recipe.model.dtype.into(),
         coefficients: vec![
             ("z_loss".to_owned(), objective.z_loss),
             ("wavelet".to_owned(), objective.wavelet),
@@ -107,9 +116,21 @@ fn source(recipe: &Recipe, engine: &GraphEngine, draws: Draws) -> Result<Box<dyn
         DataKind::Shards { text_dropout, flip } => {
             let patch_size = patch_size(engine.model())?;
             let options = ShardOptions { patch_size, text_dropout, flip };
-            Box::new(Shards::open(&recipe.data.path, options, draws)?)
+            let shards = Shards::open(&recipe.data.path, options, draws)?;
+            check_vocabulary(engine.model(), shards.dataset().vocabulary().len(), &recipe.data.path)?;
+            Box::new(shards)
         }
     })
+}
+
+/// A model with word vectors must have one for every word of the data.
+fn check_vocabulary(model: &Model, words: usize, path: &Path) -> Result<(), AssembleError> {
+    match model.config().get("vocabulary_size") {
+        Some(ConfigValue::Int(size)) if (*size).max(0).unsigned_abs() < words as u64 => {
+            Err(AssembleError::Vocabulary { size: *size, words, path: path.to_path_buf() })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The side of the model's patches.
@@ -145,12 +166,12 @@ pub fn checkpoints(recipe: &Recipe, config: Map<String, Value>) -> Result<RunChe
 }
 
 /// The model of that path, or the shipped one.
-fn model(path: Option<&Path>) -> Result<Model, ModelError> {
+///
+/// # Errors
+/// The text cannot be read, or has errors.
+pub fn model(path: Option<&Path>) -> Result<Model, AssembleError> {
     match path {
-        Some(path) => Model::open(path),
-        None => {
-            let main = (SHIPPED.0.to_owned(), SHIPPED.1.to_owned());
-            Model::from_text(&ModelText { main, modules: Vec::new() })
-        }
+        Some(path) => Ok(Model::open(path)?),
+        None => Ok(Model::shipped(SHIPPED).ok_or(AssembleError::NotShipped)??),
     }
 }

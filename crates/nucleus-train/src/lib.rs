@@ -2,6 +2,7 @@
 
 pub mod assemble;
 pub mod checkpoint;
+pub mod current;
 pub mod curve;
 pub mod data;
 pub mod engine;
@@ -15,6 +16,7 @@ pub mod parameters;
 pub mod pictures;
 pub mod random;
 pub mod recipe;
+pub mod samples;
 pub mod sampling;
 pub mod schedule;
 pub mod start;

@@ -14,7 +14,7 @@ use thiserror::Error;
 
 pub use canvas::Picture;
 pub use grid::{GridOptions, grid};
-pub use routing::{RoutingTrace, experts_per_token, tokens_of_experts};
+pub use routing::{RoutingTrace, experts_per_token, layers_of_choice, tokens_of_experts};
 pub use unpack::unpack;
 
 /// Why there is no picture.

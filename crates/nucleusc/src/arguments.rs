@@ -93,6 +93,17 @@ Examples:
   nucleusc train recipe.toml --bench 5 --profile  # and every kind of kernel of forward and backward pass"
     )]
     Train(TrainArguments),
+    /// Draw pictures of captions with a model that a recipe trains
+    #[command(
+        after_help = "Weights are those of the newest checkpoint of the recipe's run, or of --weights; the vocabulary is that of its data set. Without
+--caption the samples of the recipe are drawn.
+
+Examples:
+  nucleusc sample recipes/emoji.toml --caption \"red apple\" --caption \"dog face\" -o grid.png
+  nucleusc sample recipes/emoji.toml --weights merged --count 8 --caption \"red apple\" -o apples.png
+  nucleusc sample recipes/emoji.toml --caption \"red apple\" -o apple.png --routing maps"
+    )]
+    Sample(SampleArguments),
     /// Show what is in an artifact, a checkpoint or a file of tensors
     #[command(after_help = "Examples:
   nucleusc inspect model.nuc
@@ -343,6 +354,41 @@ pub struct TrainArguments {
     pub json: bool,
 }
 
+/// `nucleusc sample`.
+#[derive(Args, Debug)]
+pub struct SampleArguments {
+    /// The recipe
+    #[arg(value_name = "RECIPE.toml")]
+    pub recipe: PathBuf,
+    /// A checkpoint of the run, or a diffusers folder [default: the newest checkpoint in the recipe's `out`]
+    #[arg(long, value_name = "DIR")]
+    pub weights: Option<PathBuf>,
+    /// What a picture shows; may be repeated [default: the recipe's samples]
+    #[arg(long, value_name = "TEXT")]
+    pub caption: Vec<String>,
+    /// Pictures of each caption
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "caption", value_parser = at_least_one)]
+    pub count: usize,
+    /// Seed of the first picture's noise; the next have the next seeds
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "caption")]
+    pub seed: u64,
+    /// Height and width in pixels [default: those of the largest bucket]
+    #[arg(long, value_name = "HEIGHTxWIDTH", requires = "caption", value_parser = size)]
+    pub size: Option<(usize, usize)>,
+    /// Steps of the sampler [default: the recipe's]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub steps: Option<usize>,
+    /// Classifier-free guidance [default: the recipe's]
+    #[arg(long, value_name = "NUMBER")]
+    pub guidance: Option<f32>,
+    /// The grid of pictures, a PNG file
+    #[arg(short, long, value_name = "grid.png")]
+    pub output: PathBuf,
+    /// Also draw which tokens each expert takes and how many experts take each token, into this folder
+    #[arg(long, value_name = "DIR")]
+    pub routing: Option<PathBuf>,
+}
+
 /// `nucleusc bench`.
 #[derive(Args, Debug)]
 pub struct BenchArguments {
@@ -432,6 +478,12 @@ fn at_least_one(text: &str) -> Result<usize, String> {
         Ok(0) | Err(_) => Err(format!("`{text}` is not a number from 1")),
         Ok(number) => Ok(number),
     }
+}
+
+fn size(text: &str) -> Result<(usize, usize), String> {
+    let side = |text: &str| text.parse().ok().filter(|side| (1..=65_536).contains(side));
+    let sides = text.split_once('x').and_then(|(height, width)| Some((side(height)?, side(width)?)));
+    sides.ok_or_else(|| format!("`{text}` is no size: HEIGHTxWIDTH in pixels, for example 64x48"))
 }
 
 fn sizes(text: &str) -> Result<(String, Vec<i64>), String> {

@@ -14,6 +14,7 @@ mod merge;
 mod progress;
 mod report;
 mod run;
+mod sample;
 mod source;
 mod train;
 
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Grad(arguments) => grad::grad(&arguments),
         Command::Train(arguments) => train::train(&arguments),
+        Command::Sample(arguments) => sample::sample(&arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),
         Command::Merge(arguments) => merge::merge_checkpoints(&arguments),
         Command::Data(command) => data::data(&command),

@@ -6,12 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use anyhow::Context;
 use indicatif::ProgressBar;
 use nucleus_train::assemble::{Assembled, assemble, checkpoints};
+use nucleus_train::current::CurrentWeights;
 use nucleus_train::graph_engine::GraphEngine;
 use nucleus_train::log::StepRecord;
-use nucleus_train::recipe::{Recipe, Stage};
-use nucleus_train::trainer::{Observer, Trainer};
+use nucleus_train::recipe::{Recipe, RunRecipe, Stage};
+use nucleus_train::samples::Painter;
+use nucleus_train::sampling::SamplerOptions;
+use nucleus_train::trainer::{BoxError, Observer, Trainer};
 use serde_json::json;
 
 use crate::arguments::TrainArguments;
@@ -35,6 +39,7 @@ pub fn train(arguments: &TrainArguments) -> anyhow::Result<()> {
     if let Some(repeat) = arguments.bench {
         return bench::bench(arguments, &recipe, &mut engine, &mut *source, repeat);
     }
+    let sampler = Sampler::new(&recipe, &engine)?;
     let mut trainer = Trainer::new(&recipe, &mut engine, &mut *source)?;
     if arguments.check {
         return report::print(&format!(
@@ -58,7 +63,8 @@ pub fn train(arguments: &TrainArguments) -> anyhow::Result<()> {
         }
         report::note("stopping after this step, with a checkpoint; again to stop at once");
     });
-    let mut watch = Watch { json: arguments.json, bar: training_bar(), stop, started: Instant::now() };
+    let mut watch =
+        Watch { json: arguments.json, bar: training_bar(), stop, started: Instant::now(), sampler };
     let summary = trainer.run(&mut checkpoints, &mut watch)?;
     watch.bar.finish_and_clear();
     if arguments.json {
@@ -80,6 +86,40 @@ struct Watch {
     bar: ProgressBar,
     stop: Arc<AtomicBool>,
     started: Instant,
+    sampler: Option<Sampler>,
+}
+
+/// Draws the samples of a run into its folder.
+struct Sampler {
+    painter: Painter,
+    run: RunRecipe,
+}
+
+impl Sampler {
+    /// What draws samples, if the recipe asks for them; that it can is checked now rather than hours later.
+    fn new(recipe: &Recipe, engine: &GraphEngine) -> anyhow::Result<Option<Sampler>> {
+        if recipe.run.sample_every.is_none() {
+            return Ok(None);
+        }
+        let painter = Painter::new(recipe)?;
+        painter.check(engine.model(), &recipe.run.samples, false)?;
+        Ok(Some(Sampler { painter, run: recipe.run.clone() }))
+    }
+
+    fn draw(&self, step: u64, engine: &GraphEngine) -> anyhow::Result<()> {
+        let weights = Box::new(CurrentWeights::new(engine.parameters()));
+        let model = engine.model_of_stage()?;
+        let options = sampler_options(&self.run);
+        let samples = self.painter.paint(&model, weights, &self.run.samples, &options, false)?;
+        let folder = self.run.out.join("samples");
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
+        Ok(samples.grid()?.save(&folder.join(format!("step-{step}.png")))?)
+    }
+}
+
+/// How the samples of a run are drawn.
+pub fn sampler_options(run: &RunRecipe) -> SamplerOptions {
+    SamplerOptions { steps: run.sample_steps as usize, guidance: run.guidance as f32 }
 }
 
 impl Observer<GraphEngine> for Watch {
@@ -118,6 +158,13 @@ impl Observer<GraphEngine> for Watch {
     fn saved(&mut self, step: u64) {
         if !self.json && self.bar.is_hidden() {
             report::note(&format!("step {step}: checkpoint written"));
+        }
+    }
+
+    fn sample(&mut self, step: u64, engine: &mut GraphEngine) -> Result<(), BoxError> {
+        match &self.sampler {
+            Some(sampler) => Ok(sampler.draw(step, engine)?),
+            None => Ok(()),
         }
     }
 

@@ -52,6 +52,47 @@ entry main(
     );
 }
 
+/// A model on top of another: names of weights, dims and keys are shared, entries keep to themselves.
+#[test]
+fn a_model_may_be_built_on_another() {
+    let base = r#"
+config { width: int = 4; }
+dim N;
+const DOUBLE = 2 * width;
+require width % 2 == 0, "width ({width}) must be even";
+fn double(x: [N, width]) -> [N, DOUBLE] { matmul(x, weight("up.weight", [width, DOUBLE])) }
+entry main(x: [N, width] per step) -> (r: [N, DOUBLE]) { double(x) }
+"#;
+    let main = r#"
+use base { DOUBLE, N, double, width };
+config { words: int = 9; }
+entry main(token: i32[N] per step) -> (r: [N, DOUBLE]) {
+    let table = weight("words.weight", [1, words, width]);
+    double(reshape(gather(table, reshape(token, [1, N])), [N, width]))
+}
+"#;
+    let files = [("main", main), ("base", base)];
+    assert_eq!(
+        build(&files, &["width=6", "words=3"]).unwrap(),
+        r#"dim N;
+
+entry main(
+    token: i32[N] per step,
+) -> (r: f32[N, 12]) {
+    let w1 = weight("words.weight", [1, 3, 6]);
+    let v2: i32[1, N] = reshape(token, shape = [1, N]);
+    let v3: f32[1, N, 6] = gather(w1, v2);
+    let v4: f32[N, 6] = reshape(v3, shape = [N, 6]);
+    let w5 = weight("up.weight", [6, 12]);
+    let v6: f32[N, 12] = matmul(v4, w5);
+    v6
+}
+"#
+    );
+    let error = build(&files, &["width=3"]).unwrap_err();
+    assert!(error.starts_with("error: width (3) must be even") && error.contains("base.ir"), "{error}");
+}
+
 #[test]
 fn a_module_that_is_not_there() {
     let main = "use layer { shrink };\nentry main(x: [6] per step) -> (r: [3]) { shrink(x) }";

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nucleus_data::DatasetError;
 use nucleus_runtime::safetensors_file::SafetensorsError;
 use nucleus_runtime::{TensorError, TensorFileError};
 use thiserror::Error;
@@ -42,14 +43,9 @@ pub enum DataError {
     /// A tensor that cannot be read.
     #[error(transparent)]
     TensorFile(#[from] TensorFileError),
-    /// An item that does not exist was asked for.
-    #[error("there is no item {item}: the bucket has {count}")]
-    Item {
-        /// The item.
-        item: usize,
-        /// Items of the bucket.
-        count: usize,
-    },
+    /// A data set that cannot be read.
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
     /// A batch that does not fit into memory.
     #[error("cannot make a batch: {0}")]
     Memory(#[from] TensorError),

@@ -4,7 +4,6 @@
 //! saved: caches only save time.
 
 mod batches;
-mod dataset;
 mod error;
 mod patches;
 mod shards;
@@ -17,7 +16,6 @@ use crate::recipe::{DataKind, Recipe, StageAt, Stages};
 use crate::timesteps::TimestepSampling;
 
 pub use batches::Batches;
-pub use dataset::{Bucket, Dataset, Description, Item, Kind};
 pub use error::DataError;
 pub use patches::pack;
 pub use shards::{ShardOptions, Shards};

@@ -3,13 +3,12 @@
 use std::path::Path;
 
 use half::{bf16, f16};
+use nucleus_data::{Bucket, Dataset, Description, Item, Kind};
 use nucleus_ir::DType;
 use nucleus_runtime::safetensors_file::StoredDType;
 use nucleus_runtime::{HostTensor, TensorMap};
 
-use super::{
-    Batch, Bucket, DataError, Dataset, Description, Draws, Item, Kind, Place, Source, grid_dims, pack,
-};
+use super::{Batch, DataError, Draws, Place, Source, grid_dims, pack};
 use crate::random::Purpose;
 use crate::recipe::{Stage, Stages};
 

@@ -55,6 +55,43 @@ pub fn tokens_of_experts(
     Ok(taken)
 }
 
+/// `slot_token` i32 `[B, E, C]` of every layer, from which experts took which tokens: f32 `[B, L, S, E]`, 1 where one did. Layers may
+/// differ in C; the tokens of an expert are in ascending order.
+///
+/// # Errors
+/// The tensor is of another type, or the experts of a layer took different numbers of tokens.
+pub fn layers_of_choice(chosen: &HostTensor) -> Result<Vec<HostTensor>, PictureError> {
+    let wanted = |wanted: &str| PictureError::Tensor {
+        what: "the choice of experts",
+        given: format!("{chosen:?}"),
+        wanted: wanted.to_owned(),
+    };
+    let (&[images, layers, tokens, experts], DType::F32) = (chosen.shape(), chosen.dtype()) else {
+        return Err(wanted("f32[images, layers, tokens, experts]"));
+    };
+    let values = chosen.as_f32()?;
+    let took = |image: usize, layer: usize, expert: usize| {
+        let first = (image * layers + layer) * tokens;
+        (0..tokens).filter(move |token| values[(first + token) * experts + expert] > 0.5)
+    };
+    let mut result = Vec::new();
+    for layer in 0..layers {
+        let mut slots = Vec::new();
+        for image in 0..images {
+            for expert in 0..experts {
+                slots.extend(took(image, layer, expert).map(|token| token as i32));
+            }
+        }
+        let capacity = slots.len() / (images * experts).max(1);
+        let even = |image: usize, expert: usize| took(image, layer, expert).count() == capacity;
+        if !(0..images).all(|image| (0..experts).all(|expert| even(image, expert))) {
+            return Err(wanted("of experts that each took equally many tokens"));
+        }
+        result.push(HostTensor::from_i32(&[images, experts, capacity], &slots)?);
+    }
+    Ok(result)
+}
+
 fn for_each_slot(
     slot_token: &HostTensor,
     image: usize,
@@ -227,6 +264,20 @@ mod tests {
         assert_eq!(experts_per_token(&slots, 1, 4).unwrap(), [0, 0, 2, 2]);
         let taken = tokens_of_experts(&slots, 0, 4).unwrap();
         assert_eq!(taken, [[true, true, false, false], [true, false, false, true]]);
+    }
+
+    #[test]
+    fn layers_may_differ_in_capacity() {
+        // One image, two layers, three tokens, two experts: experts take one token each, then two.
+        let chosen = [[[1., 0.], [0., 0.], [0., 1.]], [[1., 1.], [1., 0.], [0., 1.]]];
+        let values: Vec<f32> = chosen.iter().flatten().flatten().copied().collect();
+        let layers = layers_of_choice(&HostTensor::from_f32(&[1, 2, 3, 2], &values).unwrap()).unwrap();
+        assert_eq!(layers[0], HostTensor::from_i32(&[1, 2, 1], &[0, 2]).unwrap());
+        assert_eq!(layers[1], HostTensor::from_i32(&[1, 2, 2], &[0, 1, 0, 2]).unwrap());
+
+        let uneven = HostTensor::from_f32(&[1, 1, 2, 2], &[1., 1., 1., 0.]).unwrap();
+        let error = layers_of_choice(&uneven).unwrap_err().to_string();
+        assert!(error.ends_with("it must be of experts that each took equally many tokens"), "{error}");
     }
 
     #[test]

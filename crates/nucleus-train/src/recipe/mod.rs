@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use nucleus_ir::DType;
 use toml::de::DeTable;
 
 use crate::groups::Group;
@@ -82,6 +83,15 @@ pub enum ComputeDType {
     F32,
     /// bf16.
     Bf16,
+}
+
+impl From<ComputeDType> for DType {
+    fn from(dtype: ComputeDType) -> DType {
+        match dtype {
+            ComputeDType::F32 => DType::F32,
+            ComputeDType::Bf16 => DType::Bf16,
+        }
+    }
 }
 
 /// `[data]`.

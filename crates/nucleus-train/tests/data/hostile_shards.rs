@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use nucleus_runtime::safetensors_file::StoredDType;
-use nucleus_train::data::{Dataset, Place, ShardOptions, Shards, Source};
+use nucleus_train::data::{Place, ShardOptions, Shards, Source};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -25,120 +25,17 @@ fn message(dir: &Path) -> String {
     error.replace(&format!("{}/", dir.display()), "")
 }
 
+/// What is wrong with data sets is tested where they are read; here, that their errors come through.
 #[test]
-fn descriptions_are_checked() {
+fn broken_data_sets_are_refused() {
     let dir = set();
     let path = dir.path().join("dataset.json");
-    let good: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-    for (key, value, expected) in [
-        ("version", json!(2), "`dataset.json`: the data set has version 2, this program reads version 1"),
-        (
-            "channels",
-            json!(0),
-            "`dataset.json`: `channels` is 0 and `token_length` 3; they must be 1 to 4096 and 1 to 65536",
-        ),
-        (
-            "channels",
-            json!(4),
-            "tensor `pixels` in `shards/4x4-0.safetensors` has shape [2, 4, 4, 3], the data set says [2, 4, 4, 4]",
-        ),
-        (
-            "token_length",
-            json!(2),
-            "tensor `tokens` in `shards/4x4-0.safetensors` has shape [2, 3], the data set says [2, 2]",
-        ),
-        (
-            "vocabulary",
-            json!(["a"]),
-            "`dataset.json`: `vocabulary` has 1 words; it begins with the padding and the unknown word",
-        ),
-        (
-            "vocabulary",
-            json!(["a", "b", "c"]),
-            "tensor `tokens` in `shards/4x4-0.safetensors` holds 10 in item 0; the vocabulary has 3 words",
-        ),
-        ("kind", json!("latents"), "tensor `latents` in `shards/4x4-0.safetensors` is missing"),
-        ("buckets", json!([]), "`dataset.json`: the data set has no items"),
-        (
-            "buckets",
-            json!([{"height": 4, "width": 4, "count": 3, "shards": [{"file": SHARD, "count": 2}]}]),
-            "`dataset.json`: the bucket of 4 × 4 has `count` 3, but its shards add up to 2",
-        ),
-        (
-            "buckets",
-            json!([{"height": 4, "width": 4, "count": 2, "shards": [{"file": "../x", "count": 2}]}]),
-            "`dataset.json`: shard \"../x\" is no path inside the data set",
-        ),
-        (
-            "buckets",
-            json!([{"height": 4, "width": 4, "count": 2, "shards": [{"file": "/etc/passwd", "count": 2}]}]),
-            "`dataset.json`: shard \"/etc/passwd\" is no path inside the data set",
-        ),
-        (
-            "buckets",
-            json!([{"height": 0, "width": 4, "count": 2, "shards": []}]),
-            "`dataset.json`: a bucket has items of 0 × 4; sides are 1 to 65536",
-        ),
-        (
-            "buckets",
-            json!([{"height": 4, "width": 4, "count": 2, "shards": [{"file": "none", "count": 2}]}]),
-            "cannot open `none`: No such file or directory (os error 2)",
-        ),
-        (
-            "buckets",
-            json!([{"height": 4, "width": 4, "count": 2, "shards": [{"file": "shards", "count": 2}]}]),
-            "`shards` is not a regular file",
-        ),
-    ] {
-        let mut changed = good.clone();
-        changed[key] = value;
-        fs::write(&path, changed.to_string()).unwrap();
-        assert_eq!(message(dir.path()), expected);
-    }
-    for text in ["", "[]", "{\"version\": 1}", "{\"version\": -1}"] {
-        fs::write(&path, text).unwrap();
-        assert!(message(dir.path()).starts_with("`dataset.json`: "), "{text}");
-    }
-    fs::write(&path, good.to_string()).unwrap();
-    assert_eq!(Dataset::open(dir.path()).unwrap().buckets()[0].len(), 2);
+    let mut description: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    description["version"] = json!(2);
+    fs::write(&path, description.to_string()).unwrap();
+    assert_eq!(message(dir.path()), "`dataset.json`: `version` is 2; this program reads version 1");
     fs::remove_file(&path).unwrap();
     assert_eq!(message(dir.path()), "cannot read `dataset.json`: No such file or directory (os error 2)");
-}
-
-#[test]
-fn shards_are_checked() {
-    let dir = set();
-    let path = dir.path().join(SHARD);
-    let words = i32_bytes([2, 10, 0, 2, 11, 0]);
-    let pixels = || -> Raw<'static> { ("pixels", StoredDType::U8, vec![2, 4, 4, 3], vec![0; 96]) };
-    for (tensors, expected) in [
-        (vec![pixels()], "tensor `tokens` in `shards/4x4-0.safetensors` is missing"),
-        (
-            vec![pixels(), ("tokens", StoredDType::I64, vec![2, 3], vec![0; 48])],
-            "tensor `tokens` in `shards/4x4-0.safetensors` is stored as I64, it must be I32",
-        ),
-        (
-            vec![pixels(), ("tokens", StoredDType::I32, vec![2, 3], i32_bytes([0, 0, 0, 0, -1, 0]))],
-            "tensor `tokens` in `shards/4x4-0.safetensors` holds -1 in item 1; the vocabulary has 200 words",
-        ),
-        (
-            vec![
-                ("pixels", StoredDType::F32, vec![2, 4, 4, 3], vec![0; 384]),
-                ("tokens", StoredDType::I32, vec![2, 3], words.clone()),
-            ],
-            "tensor `pixels` in `shards/4x4-0.safetensors` is stored as F32, it must be U8",
-        ),
-        (
-            vec![
-                ("pixels", StoredDType::U8, vec![2, 4, 3, 4], vec![0; 96]),
-                ("tokens", StoredDType::I32, vec![2, 3], words),
-            ],
-            "tensor `pixels` in `shards/4x4-0.safetensors` has shape [2, 4, 3, 4], the data set says [2, 4, 4, 3]",
-        ),
-    ] {
-        write(&path, &tensors);
-        assert_eq!(message(dir.path()), expected);
-    }
 }
 
 #[test]
@@ -186,7 +83,7 @@ fn latents_must_be_finite_and_are_not_mirrored() {
         ("tokens", StoredDType::I32, vec![1, 3], text),
     ];
     write(&dir.path().join("shards/a.safetensors"), &latents);
-    let shards = json!([{"file": "shards/a.safetensors", "count": 1}]);
+    let shards = json!([{"file": "shards/a.safetensors", "count": 1, "blake3": ""}]);
     describe(dir.path(), "latents", 4, vec![json!({"height": 2, "width": 2, "count": 1, "shards": shards})]);
     let mut shards = Shards::open(dir.path(), PLAIN, draws(1)).unwrap();
     let error = shards.batch(&Place::of(&stages(1, None), 1, 0)).unwrap_err().to_string();

@@ -168,7 +168,7 @@ fn latents_of_every_float_type_are_packed() {
             &shard,
             &[("latents", dtype, vec![1, 4, 2, 4], bytes), ("tokens", StoredDType::I32, vec![1, 3], text)],
         );
-        let bucket = serde_json::json!({"height": 2, "width": 4, "count": 1, "shards": [{"file": "shards/a.safetensors", "count": 1}]});
+        let bucket = serde_json::json!({"height": 2, "width": 4, "count": 1, "shards": [{"file": "shards/a.safetensors", "count": 1, "blake3": ""}]});
         describe(dir.path(), "latents", 4, vec![bucket]);
         let mut shards = Shards::open(dir.path(), PLAIN, draws(1)).unwrap();
         let batch = batch(&mut shards, &stages(1, None), 1);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use nucleus_data::format::SPECIAL_WORDS;
 use nucleus_runtime::HostTensor;
 use nucleus_runtime::safetensors_file::StoredDType;
 use nucleus_runtime::safetensors_write::{TensorSpec, write_safetensors};
@@ -96,7 +97,7 @@ pub(crate) fn pixel_set(folder: &Path, buckets: &[(usize, usize, &[usize])]) {
                     ("tokens", StoredDType::I32, vec![*count, TEXT], i32_bytes(words)),
                 ],
             );
-            files.push(json!({"file": file, "count": count}));
+            files.push(json!({"file": file, "count": count, "blake3": ""}));
             first += count;
         }
         described.push(json!({"height": height, "width": width, "count": first, "shards": files}));
@@ -105,7 +106,8 @@ pub(crate) fn pixel_set(folder: &Path, buckets: &[(usize, usize, &[usize])]) {
 }
 
 pub(crate) fn describe(folder: &Path, kind: &str, channels: usize, buckets: Vec<Value>) {
-    let vocabulary: Vec<String> = (0..200).map(|word| format!("w{word}")).collect();
+    let mut vocabulary: Vec<String> = (0..200).map(|word| format!("w{word}")).collect();
+    vocabulary.splice(..2, SPECIAL_WORDS.map(str::to_owned));
     let description = json!({
         "version": 1, "kind": kind, "channels": channels, "token_length": TEXT, "vocabulary": vocabulary,
         "buckets": buckets, "captions": "captions.jsonl", "license": "CC0", "attribution": ""
