@@ -236,7 +236,10 @@ impl<'a> SegmentPlan<'a> {
                 pending.extend_from_slice(&data.operands);
             } else if self.recomputed.contains(&index) && keep != Some(index) {
                 pending.extend_from_slice(&data.operands);
-                outcome.recomputed_bytes += self.costs.bytes[value.index()];
+                // Functions of one element are computed where they are read, and seldom lie in memory.
+                if data.op.scalar().is_none() || self.wanted.binary_search(&value).is_ok() {
+                    outcome.recomputed_bytes += self.costs.bytes[value.index()];
+                }
                 if applied.insert(index) && !data.operands.is_empty() {
                     outcome.recomputed += 1;
                     outcome.seconds += self.costs.seconds[index];
