@@ -87,7 +87,7 @@ def ensure_batch(directory: Path) -> Path:
     return folder
 
 
-def write_recipe(directory: Path, dtype: str) -> Path:
+def write_recipe(directory: Path, dtype: str, threads: int) -> Path:
     """The recipe of the same step for `nucleusc`."""
     path = directory / f"recipe-{dtype}.toml"
     patterns = "\n".join(f'    "{pattern}",' for pattern in MUON)
@@ -132,6 +132,7 @@ weight_decay = {ADAMW_OPTIONS["weight_decay"]}
 
 [run]
 steps = 1
+threads = {threads}
 clip_grad_norm = {CLIP}
 out = "run-{dtype}"
 """

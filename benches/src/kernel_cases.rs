@@ -126,8 +126,15 @@ impl GemmCase {
         let outputs: Vec<*mut u8> =
             (0..experts).map(|expert| at(&self.c, rows * n * segments * element.size(), expert)).collect();
         let epilogue = Epilogue::Store { outputs: &outputs, element, row_stride: n * segments };
-        let part =
-            Part { n, segments, column_multiple: 1, packing: self.packing, b: Right::Packed(&b), epilogue };
+        let part = Part {
+            n,
+            segments,
+            column_multiple: 1,
+            symmetric: false,
+            packing: self.packing,
+            b: Right::Packed(&b),
+            epilogue,
+        };
         let problem = Gemm {
             isa: self.isa,
             operand: self.operand,

@@ -38,6 +38,11 @@ impl GradientCase {
         cases
     }
 
+    /// The fixture of that name.
+    pub fn named(name: &str) -> GradientCase {
+        GradientCase::read(&root().join("tests/fixtures/gradients").join(name))
+    }
+
     fn read(folder: &Path) -> GradientCase {
         let text = std::fs::read_to_string(folder.join("case.json")).expect("every case has a case.json");
         let json: serde_json::Value = serde_json::from_str(&text).expect("case.json is JSON");

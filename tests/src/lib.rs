@@ -6,3 +6,4 @@ pub mod gradients;
 pub mod parity;
 pub mod scalars;
 pub mod tensors;
+pub mod training;

@@ -1,8 +1,11 @@
-//! The gradient fixtures agree with the evaluator's forward pass, and cover every weight.
+//! The gradient fixtures agree with the evaluator's forward pass and cover every weight, and the engine of training has their gradients.
 
+use nucleus_ir::DType;
 use nucleus_runtime::reference::run_reference;
 use nucleus_runtime::{HostTensor, TensorMap};
 use nucleus_tests::gradients::GradientCase;
+use nucleus_tests::training::{batch, engine, gradient};
+use nucleus_train::engine::Engine;
 
 fn floats(map: &TensorMap, name: &str) -> Vec<f32> {
     map.get(name).unwrap_or_else(|| panic!("no `{name}`")).to_f32_vec()
@@ -75,4 +78,91 @@ fn every_weight_has_a_gradient_of_its_shape() {
         }
         assert_eq!(expected.len(), graph.weights.len() + 4, "{}: gradients of strangers", case.name);
     }
+}
+
+/// The largest difference over the largest expected element.
+fn worst_error(got: &[f32], want: &[f32]) -> f64 {
+    let largest = want.iter().fold(0.0f64, |largest, x| largest.max(f64::from(x.abs())));
+    let difference =
+        got.iter().zip(want).fold(0.0f64, |worst, (got, want)| worst.max(f64::from((got - want).abs())));
+    // The gradient of a weight that the loss does not reach is exactly zero.
+    if largest == 0.0 { difference } else { difference / largest }
+}
+
+#[test]
+fn the_engine_has_the_gradients_of_pytorch() {
+    let mut worst = (0.0, String::new());
+    for case in GradientCase::all() {
+        let mut engine = engine(&case, DType::F32, 2);
+        engine.begin_step().expect("no step is under way");
+        let losses = engine.accumulate(&batch(&case), 1.0).expect("the batch fits");
+        let expected = case.expected();
+        let want = f64::from(floats(&expected, "loss")[0]);
+        assert!(
+            (losses.total - want).abs() <= 1e-5 * want,
+            "{}: loss {} instead of {want}",
+            case.name,
+            losses.total
+        );
+        for weight in engine.weights() {
+            let want = expected.get(&weight.name).unwrap_or_else(|| panic!("no `{}`", weight.name));
+            assert_eq!(want.shape(), weight.shape, "{}: {}", case.name, weight.name);
+            let got = gradient(&engine, &weight.name);
+            assert!(got.iter().all(|x| x.is_finite()), "{}: {}", case.name, weight.name);
+            let error = worst_error(got, &want.to_f32_vec());
+            assert!(error <= 3e-5, "{}: the gradient of `{}` is off by {error:.1e}", case.name, weight.name);
+            if error > worst.0 {
+                worst = (error, format!("{}: {}", case.name, weight.name));
+            }
+        }
+    }
+    println!("worst error {:.1e} of {}", worst.0, worst.1);
+}
+
+/// All gradients of a case, and the loss, as the engine makes them with that many threads.
+fn gradients(case: &GradientCase, dtype: DType, threads: usize) -> (f64, Vec<f32>) {
+    let mut engine = engine(case, dtype, threads);
+    engine.begin_step().expect("no step is under way");
+    let losses = engine.accumulate(&batch(case), 1.0).expect("the batch fits");
+    let elements = engine.parameters().elements();
+    (losses.total, engine.parameters().gradients[..elements].to_vec())
+}
+
+#[test]
+fn gradients_do_not_depend_on_the_number_of_threads() {
+    let bits = |(loss, gradients): (f64, Vec<f32>)| {
+        (loss.to_bits(), gradients.iter().map(|x| x.to_bits()).collect::<Vec<u32>>())
+    };
+    for (name, dtype) in
+        [("everything", DType::F32), ("mask_batch_3", DType::F32), ("everything", DType::Bf16)]
+    {
+        let case = GradientCase::named(name);
+        let one = bits(gradients(&case, dtype, 1));
+        for threads in [2, 4] {
+            assert!(bits(gradients(&case, dtype, threads)) == one, "{name} in {dtype}: {threads} threads");
+        }
+    }
+}
+
+/// A factor is rounded by up to 2⁻⁹ of itself. Roundings are independent, so that the some sixteen products between the loss and a weight add up to four times
+/// that, 2⁻⁷, and forward and backward pass to twice that: 2⁻⁶, which half of the cases must not exceed. A token that rounding sends to another
+/// expert, or past all of them, moves whole rows of gradients more than that, and these models have no more than some tens of tokens.
+#[test]
+fn gradients_of_bf16_products_are_as_near_as_the_rounding_of_factors() {
+    let square = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>();
+    let mut errors = Vec::new();
+    for case in GradientCase::all() {
+        let (exact, rounded) = (gradients(&case, DType::F32, 2), gradients(&case, DType::Bf16, 2));
+        let difference = square(&mut exact.1.iter().zip(&rounded.1).map(|(a, b)| a - b));
+        let error = (difference / square(&mut exact.1.iter().copied())).sqrt();
+        assert!(error > 1e-4, "{}: {error:.1e} is too near for bf16", case.name);
+        assert!(error <= 0.125, "{}: {error:.1e}", case.name);
+        let loss = (rounded.0 - exact.0).abs() / exact.0;
+        assert!(loss <= 1.0 / 128.0, "{}: the loss is off by {loss:.1e}", case.name);
+        errors.push(error);
+    }
+    errors.sort_by(f64::total_cmp);
+    let (median, most) = (errors[errors.len() / 2], errors[errors.len() - 1]);
+    println!("RMS errors: median {median:.1e}, largest {most:.1e}");
+    assert!(median <= 1.0 / 64.0, "median {median:.1e}");
 }

@@ -13,6 +13,9 @@
 //! - values stay moderate: factors and arguments of `exp` pass through `tanh`, divisors are at least 1;
 //! - what decides (comparisons, conversions to `i32` or `bool`, `expert_choice`) looks only at inputs, constants and integers, which
 //!   every implementation has exactly.
+//!
+//! So that a graph's finite differences are its gradients, `stop_gradient` stands before integers and booleans alone, and `attention_grad`, which has
+//! no derivative, looks only at weights and constants.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -126,6 +129,7 @@ impl<'a> Generator<'a> {
     /// Applies an op that was built to fit; a step gives up where it does not.
     fn nodes(&mut self, op: Op, operands: &[Value]) -> Option<Vec<Value>> {
         let rounds = matches!(op, Op::Matmul { .. } | Op::GroupedMatmul { .. } | Op::Attention { .. })
+            || matches!(op, Op::AttentionGrad { .. })
             || matches!(op, Op::ReduceSum { .. } | Op::ScatterAdd | Op::SegmentSum)
             || matches!(op, Op::Cast { to } if to.is_float())
             || matches!(op.scalar(), Some(scalar) if scalar.result(&[DType::F32]) == Some(DType::F32))
@@ -147,7 +151,11 @@ impl<'a> Generator<'a> {
 
     fn weight(&mut self, dtype: DType, shape: Vec<Dim>) -> Value {
         let name = format!("layer.{}.weight", self.graph.weights.len());
-        let value = self.graph.add_weight(Weight::new(name, TensorType::new(dtype, shape)));
+        let mut weight = Weight::new(name, TensorType::new(dtype, shape));
+        if self.flag() {
+            weight.rate = Rate::Step;
+        }
+        let value = self.graph.add_weight(weight);
         self.exact.insert(value);
         value
     }
@@ -171,7 +179,7 @@ impl<'a> Generator<'a> {
     fn step(&mut self) -> Option<()> {
         let scopes = [None, Some("block"), Some("block.attn"), None];
         self.scope = scopes[self.below(4)].map(Arc::from);
-        match self.below(24) {
+        match self.below(27) {
             0 => self.source(),
             1 => self.unary(),
             2..=4 => self.arithmetic(),
@@ -191,7 +199,10 @@ impl<'a> Generator<'a> {
             20 => self.expert_choice(),
             21 => self.gather(),
             22 => self.scatter(),
-            _ => self.segments(),
+            23 => self.segments(),
+            24 => self.stop_gradient(),
+            25 => self.after(),
+            _ => self.attention_grad(),
         }
     }
 
@@ -493,6 +504,52 @@ impl<'a> Generator<'a> {
         self.add(Op::Attention { scale: Float(0.5) }, &operands).map(|_| ())
     }
 
+    /// The gradients of an attention whose queries and keys are of `iota` and of weights.
+    fn attention_grad(&mut self) -> Option<()> {
+        let (heads, key_heads) = [(2, 2), (4, 2), (2, 1)][self.below(3)];
+        let d = Dim::constant([2, 4, 8][self.below(3)]);
+        let rows = [tokens(), text()];
+        let (queries, keys) = (rows[self.below(2)].clone(), rows[self.below(2)].clone());
+        let dtype = [DType::F32, DType::Bf16][self.below(2)];
+        let mut operand = |rows: &Dim, heads: i64| {
+            let shape = vec![batch(), rows.clone(), Dim::constant(heads), d.clone()];
+            let axis = 1 + self.below(3);
+            let positions = self.add(Op::Iota { shape: shape.clone(), axis }, &[])?;
+            let positions = self.add(Op::Cast { to: DType::F32 }, &[positions])?;
+            let wave = self.add(Op::Cos, &[positions])?;
+            let features = self.weight(DType::F32, vec![d.clone()]);
+            let features = self.bounded(features)?;
+            let features = self.add(Op::Broadcast { shape }, &[features])?;
+            let product = self.add(Op::Mul, &[wave, features])?;
+            self.add(Op::Cast { to: dtype }, &[product])
+        };
+        let q = operand(&queries, heads)?;
+        let k = operand(&keys, key_heads)?;
+        let v = operand(&keys, key_heads)?;
+        let dy = operand(&queries, heads)?;
+        let mut operands = vec![q, k, v, dy];
+        if self.flag() {
+            let rows = [batch(), keys];
+            let mask = self.pick(|generator, value| {
+                let ty = generator.graph.ty(value);
+                ty.dtype == DType::Bool && ty.shape == rows
+            });
+            operands.extend(mask);
+        }
+        self.nodes(Op::AttentionGrad { scale: Float(0.5) }, &operands).map(|_| ())
+    }
+
+    fn stop_gradient(&mut self) -> Option<()> {
+        let x = self.of(|dtype| !dtype.is_float(), 0..=RANK)?;
+        self.add(Op::StopGradient, &[x]).map(|_| ())
+    }
+
+    fn after(&mut self) -> Option<()> {
+        let x = self.of(|_| true, 0..=RANK)?;
+        let event = self.of(|_| true, 0..=RANK)?;
+        self.add(Op::After, &[x, event]).map(|_| ())
+    }
+
     fn expert_choice(&mut self) -> Option<()> {
         let affinity = self.pick(|generator, value| {
             let ty = generator.graph.ty(value);
@@ -597,6 +654,15 @@ mod tests {
         let missing: Vec<&str> =
             op_table().iter().map(|info| info.name).filter(|name| !seen.contains(name)).collect();
         assert_eq!(missing, [""; 0]);
+    }
+
+    #[test]
+    fn weights_of_either_rate_occur() {
+        let rates = |rate: Rate| {
+            (0..50)
+                .any(|seed| random_graph(&noise(seed, 400)).weights.iter().any(|weight| weight.rate == rate))
+        };
+        assert!(rates(Rate::Model) && rates(Rate::Step));
     }
 
     proptest! {

@@ -237,7 +237,11 @@ fn item() -> impl Strategy<Value = Item> {
         .prop_map(|(name, params, result, body)| Function { name, params, result, body });
     let input = (name(), pattern(expr()), rate(), option::of(expr()))
         .prop_map(|(name, ty, rate, default)| EntryInput { name, ty, rate, default });
-    let output = (name(), pattern(expr())).prop_map(|(name, ty)| EntryOutput { name, ty });
+    // What is no name is written in quotes, as the gradient of a weight.
+    let weight =
+        "grad\\.[a-z0-9_.]{0,8}[\"{}\\\\ ü]{0,2}".prop_map(|name| Spanned::new(name, Span::default()));
+    let output =
+        (prop_oneof![name(), weight], pattern(expr())).prop_map(|(name, ty)| EntryOutput { name, ty });
     let entry = (name(), vec(input, 0..3), vec(output, 0..3), block(expr()))
         .prop_map(|(name, inputs, outputs, body)| Entry { name, inputs, outputs, body });
     prop_oneof![

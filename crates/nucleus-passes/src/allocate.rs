@@ -18,20 +18,31 @@ use crate::fuse::is_nonnegative;
 const PASS: &str = "allocate";
 /// Every buffer starts at a multiple of this many bytes: a cache line, and the largest vector.
 const ALIGNMENT: i64 = 64;
-/// The most sizes of one slot of which none is provably the largest.
-const MAX_RIVALS: usize = 4;
+/// The most sizes of one slot of which none is provably the largest. Fewer where formulas of offsets grow beyond the limits of the dim algebra.
+const MAX_RIVALS: [usize; 3] = [4, 2, 1];
 /// The most slots that a buffer tries, the last ones made: a graph may keep as many buffers in use at one time as it has nodes.
 const MAX_TRIED: usize = 256;
 
 /// Gives every arena buffer its offset and the arenas their sizes.
 pub fn allocate(mut plan: Plan) -> Result<Plan, PassError> {
-    let lives = lifetimes(&plan);
-    let points = sample_sizes(&plan);
+    let mut result = Ok(());
+    for most_rivals in MAX_RIVALS {
+        result = place(&mut plan, most_rivals);
+        if !matches!(result, Err(PassError::Dim { source: DimError::TooComplex, .. })) {
+            break;
+        }
+    }
+    result.map(|()| plan)
+}
+
+fn place(plan: &mut Plan, most_rivals: usize) -> Result<(), PassError> {
+    let lives = lifetimes(plan);
+    let points = sample_sizes(plan);
     let mut ends = [0, 0, 0].map(Dim::constant);
     let mut tenants = Vec::new();
     for (id, life) in lives.iter().enumerate() {
         let Place::Arena { rate, .. } = plan.buffers[id].place else { continue };
-        let size = bytes(&plan, id).map_err(dim_error)?;
+        let size = bytes(plan, id).map_err(dim_error)?;
         let rate = life.map_or(rate, |life| life.arena());
         match life {
             Some(life) if rate == Rate::Step && !life.persists => {
@@ -45,7 +56,7 @@ pub fn allocate(mut plan: Plan) -> Result<Plan, PassError> {
             }
         }
     }
-    for slot in share(tenants) {
+    for slot in share(tenants, most_rivals) {
         let size = slot.size().map_err(dim_error)?;
         let end = &mut ends[Rate::Step as usize];
         for buffer in slot.buffers {
@@ -54,7 +65,7 @@ pub fn allocate(mut plan: Plan) -> Result<Plan, PassError> {
         *end = end.add(&size).map_err(dim_error)?;
     }
     plan.arenas = Some(ends);
-    Ok(plan)
+    Ok(())
 }
 
 fn dim_error(source: DimError) -> PassError {
@@ -127,8 +138,8 @@ impl Slot {
     }
 }
 
-/// Slots for all tenants.
-fn share(mut tenants: Vec<Tenant>) -> Vec<Slot> {
+/// Slots for all tenants, with so many rivals in a slot at most.
+fn share(mut tenants: Vec<Tenant>, most_rivals: usize) -> Vec<Slot> {
     // Larger first; at the last, equal ones in the order of their use.
     tenants.sort_by(|a, b| {
         let total = |tenant: &Tenant| tenant.at.iter().map(|size| *size as f64).sum::<f64>();
@@ -138,7 +149,7 @@ fn share(mut tenants: Vec<Tenant>) -> Vec<Slot> {
     for tenant in tenants {
         let free = |slot: &&mut Slot| slot.is_free(&tenant.life);
         let narrow = |slot: &&mut Slot| {
-            slot.rivals.contains(&tenant.size) || slot.rivals_with(&tenant.size).len() <= MAX_RIVALS
+            slot.rivals.contains(&tenant.size) || slot.rivals_with(&tenant.size).len() <= most_rivals
         };
         let untried = slots.len().saturating_sub(MAX_TRIED);
         let best = slots[untried..].iter_mut().filter(free).filter(narrow).min_by(|a, b| {

@@ -22,6 +22,7 @@ use crate::group::group;
 use crate::merge::merge;
 use crate::precision::precision;
 use crate::quantize::{Quantize, quantize};
+use crate::remat::{Remat, remat};
 use crate::route::route;
 use crate::schedule::schedule;
 use crate::simplify::simplify;
@@ -82,6 +83,11 @@ pub const PASSES: &[Pass] = &[
         kind: PassKind::Graph(|graph, options| quantize(graph, options.quantize.as_ref())),
     },
     Pass {
+        name: "remat",
+        about: "if asked to, lets the backward pass compute forward values again instead of keeping them",
+        kind: PassKind::Graph(|graph, options| remat(graph, options.remat.as_ref())),
+    },
+    Pass {
         name: "stage",
         about: "splits the graph by how often its inputs change: per model, per prompt, per step",
         kind: PassKind::Graph(|graph, _| stage(graph)),
@@ -137,14 +143,16 @@ pub struct CompileOptions {
     pub gradients: Option<Gradients>,
     /// Which weights become 8-bit integers; `None` for none.
     pub quantize: Option<Quantize>,
+    /// What the backward pass recomputes; `None` for nothing.
+    pub remat: Option<Remat>,
     /// Verify between passes in release builds too.
     pub verify: bool,
 }
 
 impl Default for CompileOptions {
-    /// `f32`, no gradients, nothing quantised, verified in debug builds only.
+    /// `f32`, no gradients, nothing quantised or recomputed, verified in debug builds only.
     fn default() -> CompileOptions {
-        CompileOptions { dtype: DType::F32, gradients: None, quantize: None, verify: false }
+        CompileOptions { dtype: DType::F32, gradients: None, quantize: None, remat: None, verify: false }
     }
 }
 

@@ -1,12 +1,17 @@
 //! The order of launches.
 //!
-//! Stages come in turn: model, prompt, step. Inside a stage a launch comes after the launches that write what it reads; among those
-//! that could come next, the one whose operands were written last does, so that a value is read while it is still in cache and its
-//! buffer is free again soon.
+//! Stages come in turn: model, prompt, step. Inside a stage launches come in the order of the graph, as far as what they read is written:
+//! a value is read soon after it is written, and what a backward pass needs is computed where the graph of gradients has it, not in the
+//! forward pass, where it would wait.
+//!
+//! One kind of launch comes as early as possible: those that write little of the arena for what they read of it, such as sums over tokens
+//! and gradients of weights, which are outputs. Put off, they would keep what they read from being freed.
 
 use std::collections::BTreeSet;
 
-use nucleus_plan::{OperandMode, Plan};
+use nucleus_ir::dim::product;
+use nucleus_plan::verify::largest_sample;
+use nucleus_plan::{Launch, OperandMode, Place, Plan};
 
 use crate::error::PassError;
 
@@ -14,89 +19,108 @@ const PASS: &str = "schedule";
 
 /// Orders the launches of a plan.
 pub fn schedule(plan: Plan) -> Result<Plan, PassError> {
-    order_launches(plan)
+    let places: Vec<usize> = (0..plan.launches.len()).collect();
+    order_launches(plan, &places)
 }
 
-/// What launches wait for: buffers that others write. Not launches, of which a buffer may have as many writers as readers.
-struct Waits {
-    /// For every buffer, the launches that have yet to write it.
-    unwritten: Vec<usize>,
-    /// For every buffer, the launches that wait until all of it is written.
-    readers: Vec<Vec<usize>>,
-    /// For every launch, the buffers that it writes.
-    writes: Vec<Vec<usize>>,
-    /// For every launch, the buffers that it waits for.
-    waiting: Vec<usize>,
+/// A launch that writes less than one part in this many of what it reads runs as soon as it can.
+const SHRINKS: i64 = 4;
+
+/// Who writes and reads what.
+struct Links {
+    /// For every launch, the launches that must come before it.
+    before: Vec<Vec<usize>>,
+    /// For every launch, the launches that must come behind it.
+    behind: Vec<Vec<usize>>,
 }
 
-impl Waits {
-    fn new(plan: &Plan) -> Waits {
+impl Links {
+    /// A launch that reads a buffer waits for every other that writes it. Launches are linked through a node for each buffer that has
+    /// several writers, so that there are no more links than operands: those nodes are numbered behind the launches.
+    fn new(plan: &Plan) -> Links {
         let count = plan.launches.len();
-        let mut waits = Waits {
-            unwritten: vec![0; plan.buffers.len()],
-            readers: vec![Vec::new(); plan.buffers.len()],
-            writes: vec![Vec::new(); count],
-            waiting: vec![0; count],
-        };
-        let mut reads = vec![Vec::new(); count];
+        let mut links =
+            Links { before: vec![Vec::new(); count + plan.buffers.len()], behind: Vec::new() };
         for (position, launch) in plan.launches.iter().enumerate() {
-            let kernel = plan.kernel(launch.kernel);
-            for (operand, buffer) in kernel.operands.iter().zip(&launch.operands) {
-                let list = match operand.mode {
-                    OperandMode::Read => &mut reads[position],
-                    _ => &mut waits.writes[position],
-                };
-                list.push(buffer.0 as usize);
-            }
-            for list in [&mut reads[position], &mut waits.writes[position]] {
-                list.sort_unstable();
-                list.dedup();
-            }
-            waits.writes[position].iter().for_each(|buffer| waits.unwritten[*buffer] += 1);
-        }
-        for (position, list) in reads.iter().enumerate() {
-            // A launch that also writes a buffer reads what it writes itself.
-            let own = &waits.writes[position];
-            for buffer in list.iter().filter(|buffer| own.binary_search(buffer).is_err()) {
-                if waits.unwritten[*buffer] > 0 {
-                    waits.readers[*buffer].push(position);
-                    waits.waiting[position] += 1;
+            let operands = &plan.kernel(launch.kernel).operands;
+            let bound = || operands.iter().zip(&launch.operands);
+            let writes = |buffer| {
+                bound().any(|(operand, written)| operand.mode != OperandMode::Read && *written == buffer)
+            };
+            for (operand, buffer) in bound() {
+                let node = count + buffer.0 as usize;
+                match operand.mode {
+                    // A launch that also writes a buffer reads what it writes itself.
+                    OperandMode::Read if !writes(*buffer) => links.before[position].push(node),
+                    OperandMode::Read => {}
+                    _ => links.before[node].push(position),
                 }
             }
         }
-        waits
+        for list in &mut links.before {
+            list.sort_unstable();
+            list.dedup();
+        }
+        links.behind = vec![Vec::new(); links.before.len()];
+        for (node, list) in links.before.iter().enumerate() {
+            list.iter().for_each(|before| links.behind[*before].push(node));
+        }
+        links
     }
 }
 
-/// Puts the launches in an order in which they can run.
-pub(crate) fn order_launches(mut plan: Plan) -> Result<Plan, PassError> {
-    let mut waits = Waits::new(&plan);
-    let count = plan.launches.len();
-    // When the last operand was written, per launch.
-    let mut fresh = vec![0usize; count];
-    let key = |position: usize, fresh: &[usize]| {
-        (plan.launches[position].stage, std::cmp::Reverse(fresh[position]), position)
-    };
-    let mut ready: BTreeSet<_> = (0..count)
-        .filter(|position| waits.waiting[*position] == 0)
-        .map(|position| key(position, &fresh))
-        .collect();
-    let mut order = Vec::with_capacity(count);
-    while let Some((_, _, position)) = ready.pop_first() {
-        order.push(position);
-        for buffer in &waits.writes[position] {
-            waits.unwritten[*buffer] -= 1;
-            if waits.unwritten[*buffer] > 0 {
-                continue;
+/// True for every launch that writes little of the arena for what it reads there, at sizes where time is spent.
+fn shrinking(plan: &Plan) -> Vec<bool> {
+    let sizes = largest_sample(plan).unwrap_or_default();
+    let bytes: Vec<i64> = plan
+        .buffers
+        .iter()
+        .map(|buffer| match buffer.place {
+            Place::Arena { .. } => {
+                let elements = product(&buffer.shape).and_then(|elements| elements.eval(&sizes));
+                elements.unwrap_or(0).saturating_mul(buffer.dtype.size() as i64)
             }
-            for reader in &waits.readers[*buffer] {
-                fresh[*reader] = order.len();
-                waits.waiting[*reader] -= 1;
-                if waits.waiting[*reader] == 0 {
-                    ready.insert(key(*reader, &fresh));
+            _ => 0,
+        })
+        .collect();
+    let shrinks = |launch: &Launch| {
+        let (mut read, mut written) = (0i64, 0i64);
+        for (operand, buffer) in plan.kernel(launch.kernel).operands.iter().zip(&launch.operands) {
+            let sum = if operand.mode == OperandMode::Read { &mut read } else { &mut written };
+            *sum = sum.saturating_add(bytes[buffer.0 as usize]);
+        }
+        written.saturating_mul(SHRINKS) <= read
+    };
+    plan.launches.iter().map(shrinks).collect()
+}
+
+/// Puts the launches in an order in which they can run, otherwise by their places.
+pub(crate) fn order_launches(mut plan: Plan, places: &[usize]) -> Result<Plan, PassError> {
+    let links = Links::new(&plan);
+    let count = plan.launches.len();
+    let shrinking = shrinking(&plan);
+    let mut waiting: Vec<usize> = links.before.iter().map(Vec::len).collect();
+    let key = |position: usize| {
+        (plan.launches[position].stage, !shrinking[position], places[position], position)
+    };
+    let mut ready: BTreeSet<_> = (0..count).filter(|at| waiting[*at] == 0).map(key).collect();
+    // Buffers that no launch writes, such as inputs.
+    let mut done: Vec<usize> = (count..waiting.len()).filter(|node| waiting[*node] == 0).collect();
+    let mut order = Vec::with_capacity(count);
+    loop {
+        while let Some(node) = done.pop() {
+            for behind in &links.behind[node] {
+                waiting[*behind] -= 1;
+                match waiting[*behind] {
+                    0 if *behind < count => drop(ready.insert(key(*behind))),
+                    0 => done.push(*behind),
+                    _ => {}
                 }
             }
         }
+        let Some((.., position)) = ready.pop_first() else { break };
+        order.push(position);
+        done.push(position);
     }
     let in_stages = order.windows(2).all(|pair| plan.launches[pair[0]].stage <= plan.launches[pair[1]].stage);
     if order.len() != count || !in_stages {

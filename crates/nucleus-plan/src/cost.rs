@@ -298,6 +298,7 @@ mod tests {
             columns: Size::Const(columns),
             segments: 1,
             interleaved: false,
+            symmetric: false,
             b: ScalarFunction::default(),
             groups: None,
             epilogue: ScalarFunction::default(),

@@ -93,3 +93,6 @@ fn updates(kernel: &Kernel, reads: &[u32], write: u32) -> bool {
     };
     direct(store) && function.steps.iter().enumerate().all(here)
 }
+
+#[cfg(test)]
+mod tests;

@@ -151,6 +151,9 @@ pub struct Part {
     pub segments: u32,
     /// False if segments lie one behind the other, true if neighbouring columns of the right factor belong to one segment after the other.
     pub interleaved: bool,
+    /// True where the product is known to equal its transpose, such as x·xᵀ: one half of it is enough. It has one segment, no groups, and as
+    /// many columns as rows, which have one axis.
+    pub symmetric: bool,
     /// Over batch axes, k and the column counted through all segments: the right factor, in the contraction's dtype.
     pub b: ScalarFunction,
     /// What is reduced over groups of neighbouring columns before the epilogue; `None` for nothing.

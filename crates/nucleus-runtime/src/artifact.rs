@@ -27,7 +27,7 @@ use crate::weights::{WeightSpec, stored_scales};
 /// Names of tensors that are not weights begin with this.
 pub const RESERVED: &str = "nucleus.";
 /// The version of the format that this crate writes and reads.
-pub const FORMAT_VERSION: &str = "3";
+pub const FORMAT_VERSION: &str = "4";
 /// The most bytes that the compiler's tensors may have together. Decoded, a part takes up to some forty times its bytes.
 pub const MAX_PART_BYTES: usize = 64 << 20;
 

@@ -19,6 +19,7 @@ use thiserror::Error;
 
 use crate::inputs::{InputError, Signature, evaluated_shape};
 use crate::machine::physical_memory;
+use crate::peak::peak_flops;
 use crate::sizes::bind_sizes;
 use crate::tensor::{HostTensor, TensorError};
 use crate::tensor_map::TensorMap;
@@ -274,6 +275,17 @@ impl Routine {
         &self.signature
     }
 
+    /// The sizes of the last run.
+    pub fn bindings(&self) -> Option<&Bindings> {
+        self.prepared.last().map(|prepared| &prepared.bindings)
+    }
+
+    /// FLOP/s that this machine reaches at this moment on all threads with multiply-adds that touch no memory: the limit of every product.
+    /// Takes about 20 ms.
+    pub fn peak_flops(&self) -> f64 {
+        peak_flops(&self.program)
+    }
+
     /// Bytes of the arenas as they are now.
     pub fn arena_bytes(&self) -> u64 {
         let kept: usize = self.prepared.iter().map(|prepared| prepared.arena.len()).sum();
@@ -355,6 +367,13 @@ impl Routine {
         Ok(bind_sizes(&self.signature.dims, dims, &shapes).map_err(InputError::from)?)
     }
 
+    /// True if an input that is not given is read from the memory of its next value.
+    fn is_updated(&self, arguments: &Arguments<'_>, input: &str) -> bool {
+        let mut outputs = self.program.plan().outputs.iter().zip(&self.next);
+        arguments.outputs.contains_key(input)
+            && outputs.any(|(output, next)| output.name == input && next.is_some())
+    }
+
     /// Optional inputs that are not given.
     fn defaults(
         &self,
@@ -363,7 +382,11 @@ impl Routine {
     ) -> Result<BTreeMap<String, HostTensor>, RoutineError> {
         let mut defaults = BTreeMap::new();
         for spec in &self.signature.inputs {
-            if !arguments.inputs.contains_key(spec.name.as_str()) && spec.default.is_some() {
+            let name = spec.name.as_str();
+            if !arguments.inputs.contains_key(name)
+                && !self.is_updated(arguments, name)
+                && spec.default.is_some()
+            {
                 let tensor = Signature::convert(spec, &TensorMap::new(), bindings)?;
                 defaults.insert(spec.name.clone(), tensor);
             }

@@ -1,21 +1,20 @@
 //! Sessions: a plan with its weights, ready to run again and again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use nucleus_cpu::buffer::{AlignedBuffer, OutOfMemory};
-use nucleus_cpu::kernels::{Operand, peak};
 use nucleus_cpu::{
     BindError, BoundPlan, BufferPointer, BufferTable, CompileError, CpuProgram, ExecuteError, Options,
     PackSource, Profile,
 };
 use nucleus_ir::{Bindings, DType, Rate, TensorType};
-use nucleus_plan::{Anchor, BufferId, Place, Plan};
+use nucleus_plan::{BufferId, Place, Plan};
 use thiserror::Error;
 
 use crate::checkpoint::{CheckpointError, Extras};
 use crate::inputs::{InputError, Signature, evaluated_shape};
 use crate::machine::physical_memory;
+use crate::peak::peak_flops;
 use crate::tensor::{HostTensor, TensorError};
 use crate::tensor_map::TensorMap;
 use crate::weights::{WeightError, WeightSource, WeightSpec};
@@ -216,31 +215,7 @@ impl Session {
     /// FLOP/s that this machine reaches at this moment on all threads with multiply-adds that touch no memory: the limit of every product.
     /// Takes about 20 ms.
     pub fn peak_flops(&self) -> f64 {
-        let threads = self.program.threads();
-        let isa = self.program.isa();
-        let operand = if self.bf16_products() { Operand::Bf16 } else { Operand::F32 };
-        let (mut iterations, mut rate) = (1 << 12, 0.0);
-        loop {
-            let done = AtomicU64::new(0);
-            let start = Instant::now();
-            threads.parallel_for(threads.count(), |_, _| {
-                done.fetch_add(peak(isa, operand, iterations) as u64, Ordering::Relaxed);
-            });
-            let seconds = start.elapsed().as_secs_f64();
-            if seconds > 0.0 {
-                rate = done.into_inner() as f64 / seconds;
-            }
-            if seconds > 0.01 || iterations >= 1 << 30 {
-                return rate;
-            }
-            iterations *= 4;
-        }
-    }
-
-    fn bf16_products(&self) -> bool {
-        let anchors = self.plan().kernels.iter().map(|kernel| &kernel.anchor);
-        let bf16 = |anchor: &Anchor| matches!(anchor, Anchor::Matmul(c) | Anchor::GroupedMatmul(c) if c.dtype == DType::Bf16);
-        anchors.into_iter().any(bf16)
+        peak_flops(&self.program)
     }
 
     /// What memory is used for.

@@ -48,7 +48,8 @@ pub trait Engine {
     /// The engine failed.
     fn update(&mut self, step: u64, lr_factor: f64, gradient_scale: f64) -> Result<(), EngineError>;
 
-    /// Where a loss or gradient stopped being finite; asked once one did, before the gradients are touched again.
+    /// Where a loss or gradient stopped being finite: what was given comes before what was made of it. Asked once one did, before the gradients
+    /// are touched again.
     ///
     /// # Errors
     /// The engine failed.
@@ -73,6 +74,10 @@ pub struct Losses {
 /// The first thing that is not finite.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NonFinite {
+    /// An element of a weight, by its name.
+    Weight(String),
+    /// An element of a tensor of the batch, by its name.
+    Input(String),
     /// A part of the loss, by its name.
     Loss(String),
     /// The gradient of a weight, by the weight's name.

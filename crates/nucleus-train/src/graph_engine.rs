@@ -8,7 +8,7 @@ use nucleus_passes::elaborate::ConfigValue;
 use nucleus_passes::pipeline::CompileOptions;
 use nucleus_plan::Plan;
 use nucleus_runtime::routine::{Arguments, Routine, RoutineError};
-use nucleus_runtime::{HostTensor, Model, ModelError, TensorError, TensorMap, Threads};
+use nucleus_runtime::{HostTensor, Model, ModelError, Profile, TensorError, TensorMap, Threads};
 use thiserror::Error;
 
 use crate::data::Batch;
@@ -113,6 +113,8 @@ pub struct GraphEngine {
     /// No microbatch of this step has been seen.
     untouched: bool,
     last_losses: Losses,
+    /// A tensor of the last batch that is not finite, looked for where its losses are not.
+    broken_input: Option<String>,
     /// What the gradients of the weights are called, in the order of memory.
     gradient_names: Vec<String>,
 }
@@ -149,6 +151,7 @@ impl GraphEngine {
             fresh: Vec::new(),
             untouched: true,
             last_losses: Losses::default(),
+            broken_input: None,
             gradient_names,
         })
     }
@@ -186,9 +189,24 @@ impl GraphEngine {
         &self.threads
     }
 
-    /// The plan of the loss in use.
-    pub fn plan(&self) -> Option<&Plan> {
-        self.programs.last().map(|program| program.routine.plan())
+    /// The compiled loss in use, which knows the sizes that it ran at last and the machine's limit.
+    pub fn routine(&self) -> Option<&Routine> {
+        self.programs.last().map(|program| &program.routine)
+    }
+
+    /// As [`accumulate`](Engine::accumulate), and adds the time of every launch of the loss to a profile.
+    ///
+    /// # Errors
+    /// As `accumulate`.
+    pub fn accumulate_profiled(
+        &mut self,
+        batch: &Batch,
+        scale: f64,
+        profile: &mut Profile,
+    ) -> Result<Losses, EngineError> {
+        let losses = self.loss(batch, scale, Some(profile))?;
+        self.last_losses = losses.clone();
+        Ok(losses)
     }
 
     /// Bytes of parameters, gradients and state, and of the arenas of the loss.
@@ -197,7 +215,12 @@ impl GraphEngine {
         ((self.parameters.bytes() + 4 * self.fresh.len()) as u64, arenas)
     }
 
-    fn loss(&mut self, batch: &Batch, scale: f64) -> Result<Losses, GraphEngineError> {
+    fn loss(
+        &mut self,
+        batch: &Batch,
+        scale: f64,
+        profile: Option<&mut Profile>,
+    ) -> Result<Losses, GraphEngineError> {
         let Some(program) = self.programs.last_mut() else { return Ok(Losses::default()) };
         let routine = &mut program.routine;
         let (inputs, scalars) = inputs(routine, batch, &self.options.coefficients)?;
@@ -228,7 +251,10 @@ impl GraphEngine {
         for (slot, gradient) in slots.into_iter().zip(&self.gradient_names) {
             arguments.weight(slot.name, slot.weight).output(gradient, slot.gradient);
         }
-        routine.run(&dims, &mut arguments, None)?;
+        routine.run(&dims, &mut arguments, profile)?;
+        let finite = values.iter().all(|value| value.is_finite());
+        self.broken_input =
+            inputs.iter().find(|(_, tensor)| !finite && !is_finite(tensor)).map(|(name, _)| name.clone());
         if !direct {
             if self.untouched {
                 self.parameters.gradients.fill(0.0);
@@ -332,7 +358,7 @@ impl Engine for GraphEngine {
     }
 
     fn accumulate(&mut self, batch: &Batch, scale: f64) -> Result<Losses, EngineError> {
-        let losses = self.loss(batch, scale)?;
+        let losses = self.loss(batch, scale, None)?;
         self.last_losses = losses.clone();
         Ok(losses)
     }
@@ -350,6 +376,12 @@ impl Engine for GraphEngine {
     }
 
     fn first_non_finite(&mut self) -> Result<Option<NonFinite>, EngineError> {
+        if let Some(name) = self.parameters.first_non_finite_weight() {
+            return Ok(Some(NonFinite::Weight(name.to_owned())));
+        }
+        if let Some(name) = &self.broken_input {
+            return Ok(Some(NonFinite::Input(name.clone())));
+        }
         let part = self.last_losses.parts.iter().find(|(_, value)| !value.is_finite());
         if let Some((part, _)) = part {
             return Ok(Some(NonFinite::Loss(part.clone())));
@@ -488,6 +520,10 @@ fn inputs(
         }
     }
     Ok((tensors, scalars))
+}
+
+fn is_finite(tensor: &HostTensor) -> bool {
+    !tensor.dtype().is_float() || tensor.to_f32_vec().iter().all(|value| value.is_finite())
 }
 
 fn zeros(what: &'static str, elements: usize) -> Result<Vec<f32>, ParameterMemoryError> {

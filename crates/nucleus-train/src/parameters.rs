@@ -185,11 +185,19 @@ impl Parameters {
         order.iter().zip(slices).map(slot).collect()
     }
 
+    /// The first weight with an element that is not finite.
+    pub fn first_non_finite_weight(&self) -> Option<&str> {
+        self.first_non_finite(&self.values)
+    }
+
     /// The first weight with a gradient that is not finite.
     pub fn first_non_finite_gradient(&self) -> Option<&str> {
-        let finite = |parameter: &&Parameter| {
-            self.gradients[parameter.range.clone()].iter().all(|gradient| gradient.is_finite())
-        };
+        self.first_non_finite(&self.gradients)
+    }
+
+    fn first_non_finite(&self, memory: &[f32]) -> Option<&str> {
+        let finite =
+            |parameter: &&Parameter| memory[parameter.range.clone()].iter().all(|value| value.is_finite());
         self.parameters
             .iter()
             .find(|parameter| !finite(parameter))

@@ -184,6 +184,14 @@ pub fn layer_of(weight: &str) -> &str {
 
 fn non_finite(step: u64, what: &str, found: Option<&NonFinite>, checkpoint: Option<u64>) -> String {
     let place = match found {
+        Some(NonFinite::Weight(weight)) => {
+            format!("; the first that is not finite is the weight `{weight}` in layer `{}`", layer_of(weight))
+        }
+        Some(NonFinite::Input(input)) => {
+            format!(
+                "; the first that is not finite is tensor `{input}` of the batch, the input of every layer"
+            )
+        }
         Some(NonFinite::Loss(part)) => format!("; the first that is not finite is part `{part}` of the loss"),
         Some(NonFinite::Gradient(weight)) => format!(
             "; the first that is not finite is the gradient of `{weight}` in layer `{}`",

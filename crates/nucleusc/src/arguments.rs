@@ -89,7 +89,8 @@ started again.
 Examples:
   nucleusc train recipes/emoji.toml
   nucleusc train recipe.toml --check            # reads recipe, model and data, and trains nothing
-  nucleusc train recipe.toml --bench 10 --json  # times steps, and writes nothing"
+  nucleusc train recipe.toml --bench 10 --json  # times steps, and writes nothing
+  nucleusc train recipe.toml --bench 5 --profile  # and every kind of kernel of forward and backward pass"
     )]
     Train(TrainArguments),
     /// Draw pictures of captions with a model that a recipe trains
@@ -345,7 +346,7 @@ pub struct TrainArguments {
     /// Time that many steps, after one that warms up, and write nothing
     #[arg(long, value_name = "N")]
     pub bench: Option<usize>,
-    /// With --bench: print the time of every kind of kernel of the loss
+    /// With --bench: print the time of every kind of kernel of forward and backward pass, measured and predicted
     #[arg(long, requires = "bench")]
     pub profile: bool,
     /// Print JSON instead of text: one object per step and one at the end

@@ -2,7 +2,7 @@
 
 mod inputs;
 mod measure;
-mod profile;
+pub(crate) mod profile;
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use nucleus_ir::DType;
-use nucleus_runtime::{Checkpoint, HostTensor, TensorMap};
+use nucleus_runtime::{Checkpoint, HostTensor, Signature, TensorMap};
 use nucleus_train::data::Batch;
 use nucleus_train::engine::Engine;
 use nucleus_train::graph_engine::{GraphEngine, LossOptions};
@@ -31,6 +31,9 @@ pub fn grad(arguments: &GradArguments) -> anyhow::Result<()> {
     let options = LossOptions { dtype, coefficients: Vec::new(), orthogonality: 0.0 };
     let start = Instant::now();
     let mut engine = GraphEngine::new(model, &[all], options, arguments.threads)?;
+    if let Some(routine) = engine.routine() {
+        known(arguments, &batch, routine.signature())?;
+    }
     from_checkpoint(engine.parameters_mut(), &checkpoint)?;
     let load_time = start.elapsed();
     let start = Instant::now();
@@ -65,6 +68,28 @@ pub fn grad(arguments: &GradArguments) -> anyhow::Result<()> {
         report::duration(load_time),
         report::duration(run_time)
     ))
+}
+
+/// Refuses tensors and sizes that the loss has not: a training run passes over them, a person means something by them.
+fn known(arguments: &GradArguments, batch: &Batch, signature: &Signature) -> anyhow::Result<()> {
+    let inputs: Vec<&str> = signature.inputs.iter().map(|input| input.name.as_str()).collect();
+    let dims: Vec<&str> = signature.dims.iter().map(|dim| dim.as_str()).collect();
+    for (name, _) in batch.tensors.iter() {
+        anyhow::ensure!(
+            inputs.contains(&name.as_str()),
+            "`{}`: the loss has no input `{name}`; its inputs are {}",
+            arguments.inputs.display(),
+            inputs.join(", ")
+        );
+    }
+    for (name, _) in &arguments.dims {
+        anyhow::ensure!(
+            dims.contains(&name.as_str()),
+            "--dim {name}: the loss has no dim `{name}`; its dims are {}",
+            dims.join(", ")
+        );
+    }
+    Ok(())
 }
 
 /// The inputs, and the sizes that they and the command line give.

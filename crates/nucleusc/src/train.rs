@@ -1,5 +1,7 @@
 //! `nucleusc train`: a run by its recipe.
 
+mod bench;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -168,79 +170,5 @@ impl Observer<GraphEngine> for Watch {
 
     fn stop(&mut self) -> bool {
         self.stop.load(Ordering::SeqCst)
-    }
-}
-
-/// `--bench`: how long a step takes, and its parts.
-mod bench {
-    use nucleus_train::data::{Place, Source};
-    use nucleus_train::engine::Engine;
-    use nucleus_train::trainer::clip_scale;
-
-    use super::*;
-
-    /// Seconds of one step.
-    #[derive(Clone, Copy, Default)]
-    struct Parts {
-        loss: f64,
-        optimizer: f64,
-    }
-
-    pub(super) fn bench(
-        arguments: &TrainArguments,
-        recipe: &Recipe,
-        engine: &mut GraphEngine,
-        source: &mut dyn Source,
-        repeat: usize,
-    ) -> anyhow::Result<()> {
-        anyhow::ensure!(repeat > 0, "--bench must be at least 1");
-        let mut times = Vec::with_capacity(repeat);
-        engine.begin_stage(recipe.stages.at(1).stage)?;
-        for step in 1..=repeat as u64 + 1 {
-            let at = recipe.stages.at(step);
-            let mut parts = Parts::default();
-            engine.begin_step()?;
-            for microbatch in 0..at.stage.accumulate as u64 {
-                let batch = source.batch(&Place::of(&recipe.stages, step, microbatch))?;
-                let start = Instant::now();
-                engine.accumulate(&batch, 1.0 / at.stage.accumulate as f64)?;
-                parts.loss += start.elapsed().as_secs_f64();
-            }
-            let start = Instant::now();
-            let norm = engine.gradient_norm()?;
-            let scale = clip_scale(recipe.run.clip_grad_norm, norm);
-            engine.update(step, recipe.schedule.factor(step), scale)?;
-            parts.optimizer += start.elapsed().as_secs_f64();
-            if step > 1 {
-                times.push(parts);
-            }
-        }
-        let median = |of: fn(&Parts) -> f64| {
-            let mut list: Vec<f64> = times.iter().map(of).collect();
-            list.sort_by(f64::total_cmp);
-            list[list.len() / 2]
-        };
-        let (loss, optimizer) = (median(|parts| parts.loss), median(|parts| parts.optimizer));
-        let step = median(|parts| parts.loss + parts.optimizer);
-        let (parameters, arenas) = engine.memory();
-        if arguments.json {
-            let value = json!({
-                "step_seconds": step,
-                "forward_backward_seconds": loss,
-                "optimizer_seconds": optimizer,
-                "parameter_bytes": parameters,
-                "arena_bytes": arenas,
-                "repeat": repeat,
-            });
-            return report::print(&value.to_string());
-        }
-        report::print(&format!(
-            "step {:.2} ms: forward and backward {:.2} ms, optimisers {:.2} ms (medians of {repeat})\nparameters and state {}, arenas {}",
-            step * 1e3,
-            loss * 1e3,
-            optimizer * 1e3,
-            report::bytes(parameters),
-            report::bytes(arenas)
-        ))
     }
 }

@@ -24,6 +24,8 @@ struct PartRun<'a> {
     sizes: FactorSizes,
     /// Columns of a segment that no job cuts.
     group: usize,
+    /// The product equals its transpose.
+    symmetric: bool,
     packing: Packing,
     right: RightRun<'a>,
     epilogue: BoundFunction,
@@ -156,6 +158,8 @@ impl LaunchContext<'_> {
                 n: part.sizes.n,
                 segments: part.sizes.segments,
                 column_multiple: part.group,
+                // Several axes of rows are several products.
+                symmetric: part.symmetric && per_item == 1,
                 packing: part.packing,
                 b: match &part.right {
                     RightRun::Stored(stored) => {
@@ -199,7 +203,8 @@ impl LaunchContext<'_> {
             };
             let epilogue = self.bind_function(&compiled_part.epilogue);
             let group = part.whole_groups(1) as usize;
-            parts.push(PartRun { sizes, group, packing, right, epilogue });
+            let symmetric = part.symmetric && segments == 1 && group == 1 && rows == columns as i64;
+            parts.push(PartRun { sizes, group, symmetric, packing, right, epilogue });
         }
         parts
     }

@@ -59,6 +59,9 @@ pub struct Part<'a> {
     pub segments: usize,
     /// Tiles have a multiple of so many columns, at least 1; n is one too.
     pub column_multiple: usize,
+    /// The products equal their transposes: what lies above the diagonal is copied from below it. They have as many rows as columns, and one
+    /// segment; no bit changes.
+    pub symmetric: bool,
     /// How the right operands are packed.
     pub packing: Packing,
     /// For each product its right operand.
@@ -159,12 +162,20 @@ unsafe impl Sync for Gemm<'_> {}
 /// the sizes of the problem, indices are not negative, and outputs are not used by anything else meanwhile.
 ///
 /// # Panics
-/// A callback panics, a part has fewer right operands or outputs than there are products, or f32 panels for bf16 products.
+/// A callback panics, a part has fewer right operands or outputs than there are products, or f32 panels for bf16 products, or is symmetric and
+/// no square.
 pub unsafe fn gemm(threads: &Threads, problem: &Gemm) {
     for part in problem.parts {
         assert!(part.b.len() >= problem.products.len(), "one right operand for each product");
         if let Epilogue::Store { outputs, .. } = part.epilogue {
             assert!(outputs.len() >= problem.products.len(), "one output for each product");
+        }
+        if part.symmetric {
+            let square = problem.products.iter().all(|product| product.rows == part.n);
+            assert!(
+                square && part.segments == 1 && part.column_multiple == 1,
+                "a symmetric product is a square"
+            );
         }
     }
     let run = Run::new(problem, threads.count());

@@ -47,6 +47,7 @@ pub(super) fn fused(fit: &Fit<'_>) -> Result<(Kernel, Launch), DimError> {
         columns: Size::Const(groups * fit.width),
         segments: fit.segments as u32,
         interleaved: fit.segments > 1,
+        symmetric: false,
         b,
         groups: Some(ColumnGroups { width: fit.width as u32, phases }),
         epilogue,

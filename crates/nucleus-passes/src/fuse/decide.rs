@@ -99,7 +99,54 @@ impl State {
                 self.stored[value.index()] = self.needed_outside(value, id) || self.written_whole(value);
             }
         }
+        self.leave_to_readers();
         Ok(())
+    }
+
+    /// Does not store what one cheap operation makes of one value that is stored beside it: readers of the former load the latter and
+    /// compute it again, which saves a store and the memory.
+    fn leave_to_readers(&mut self) {
+        let mut pinned = vec![false; self.graph.value_count()];
+        for value in self.graph.values().map(|(value, _)| value).rev().collect::<Vec<_>>() {
+            let Some(id) = self.owner[value.index()] else { continue };
+            let Some(source) = self.cheap_source(value).filter(|_| !pinned[value.index()]) else { continue };
+            pinned[source.index()] = true;
+            self.stored[value.index()] = false;
+            self.owner[value.index()] = None;
+            let group = &mut self.groups[id];
+            group.owned.retain(|owned| *owned != value);
+            group.inside.insert(value);
+        }
+    }
+
+    /// The one stored value that `value`, which a kernel stores too, is made of, if readers may as well compute it.
+    fn cheap_source(&self, value: Value) -> Option<Value> {
+        let index = value.index();
+        let (_, data) = self.def(value)?;
+        let cheap = data.op.scalar().filter(|op| !matches!(op, ScalarOp::Cast(_))).map(cost_of) == Some(1);
+        if !cheap || !self.stored[index] || self.is_output[index] || self.output[index].is_some() {
+            return None;
+        }
+        let mut sources = data.operands.iter().filter(|operand| !self.is_uniform(**operand));
+        let source = *sources.next()?;
+        let alike = self.graph.ty(source) == self.graph.ty(value) && self.rate(source) == self.rate(value);
+        if sources.any(|other| *other != source) || !self.stored[source.index()] || !alike {
+            return None;
+        }
+        let mut sites = Vec::new();
+        self.sites(value, false, &mut sites);
+        let light =
+            |site: &Site| site.need == Need::Function && site.rate == self.rate(value) && !site.repeats;
+        sites.iter().all(light).then_some(source)
+    }
+
+    /// True for a constant, repeated or not.
+    fn is_uniform(&self, value: Value) -> bool {
+        match self.def(value) {
+            Some((_, data)) if data.op.is_view() => self.is_uniform(data.operands[0]),
+            Some((_, data)) => matches!(data.op, Op::Constant { .. }),
+            None => false,
+        }
     }
 
     /// Stores every so many-th view on the way from kernel to kernel, so that what follows values back to stored ones does not go far.

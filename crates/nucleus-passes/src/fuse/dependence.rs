@@ -74,9 +74,9 @@ impl Dependence {
         if std::mem::replace(&mut self.reached[value.index()], self.search) == self.search {
             return;
         }
-        let uses = &state.uses[value.index()];
-        self.budget = self.budget.saturating_sub(1 + uses.len());
-        for node in uses {
+        let (uses, waits) = (&state.uses[value.index()], &state.waits[value.index()]);
+        self.budget = self.budget.saturating_sub(1 + uses.len() + waits.len());
+        for node in uses.iter().chain(waits) {
             for result in &state.graph.node(*node).results {
                 self.push(*result);
                 if let Some(owner) = state.owner[result.index()]

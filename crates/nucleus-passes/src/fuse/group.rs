@@ -250,6 +250,8 @@ impl State {
             return Ok(None);
         }
         let found = match &data.op {
+            // What the group computes does not wait for what comes of it.
+            Op::After if dependence.depends(self, data.operands[1]) => None,
             op if op.is_view() => match self.through_view(data, map, &group.space.extents)? {
                 Some(map) => self.probe(group, data.operands[0], &map, dependence, depth + 1)?,
                 None => None,

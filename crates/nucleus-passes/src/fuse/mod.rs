@@ -54,9 +54,9 @@ pub fn fuse(graph: &Graph) -> Result<Plan, PassError> {
     state.decide()?;
     loop {
         let mut stopped = Vec::new();
-        let (plan, homes) = lower(&state, &mut stopped)?;
+        let Lowered { plan, homes, places } = lower(&state, &mut stopped)?;
         if stopped.is_empty() {
-            return order_launches(plan);
+            return order_launches(plan, &places);
         }
         store_missing(&mut state, homes, stopped)?;
     }
@@ -71,8 +71,16 @@ enum Part {
     Copy(usize),
 }
 
+/// A plan in the making.
+struct Lowered {
+    plan: Plan,
+    homes: Vec<Option<Home>>,
+    /// For every launch, where in the graph it comes from.
+    places: Vec<usize>,
+}
+
 /// Makes all kernels, as far as they can be made; the other parts are added to `stopped`.
-fn lower(state: &State, stopped: &mut Vec<Part>) -> Result<(Plan, Vec<Option<Home>>), PassError> {
+fn lower(state: &State, stopped: &mut Vec<Part>) -> Result<Lowered, PassError> {
     let graph = &state.graph;
     let mut plan = Plan {
         entry: graph.name.clone(),
@@ -94,12 +102,23 @@ fn lower(state: &State, stopped: &mut Vec<Part>) -> Result<(Plan, Vec<Option<Hom
     // Some outputs lie elsewhere: inputs, weights, views, and values that are two outputs.
     let computed: HashSet<usize> = state.output.iter().flatten().copied().collect();
     let copies = (0..graph.outputs.len()).filter(|position| !computed.contains(position));
+    let mut places = Vec::new();
     for part in (0..state.groups.len()).map(Part::Group).chain(copies.map(Part::Copy)) {
         if lower_part(&mut lowering, part)?.is_some() {
             stopped.push(part);
         }
+        places.resize(lowering.plan.launches.len(), place(state, part));
     }
-    Ok((plan, homes))
+    Ok(Lowered { plan, homes, places })
+}
+
+/// Where a part stands among others: at the first value that it computes.
+fn place(state: &State, part: Part) -> usize {
+    match part {
+        Part::Group(id) => state.groups[id].owned.iter().map(|value| value.index()).min(),
+        Part::Copy(position) => Some(state.graph.outputs[position].value.index()),
+    }
+    .unwrap_or(0)
 }
 
 /// Lowers one part; returns what must be stored first, if anything.

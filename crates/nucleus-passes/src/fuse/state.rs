@@ -15,6 +15,8 @@ pub(crate) struct State {
     pub(crate) graph: Graph,
     /// The users of every value.
     pub(crate) uses: Vec<Vec<Node>>,
+    /// The `after`s that wait for a value.
+    pub(crate) waits: Vec<Vec<Node>>,
     /// The group that computes a value.
     pub(crate) owner: Vec<Option<usize>>,
     /// True for values that lie in a buffer.
@@ -32,6 +34,7 @@ impl State {
         let count = graph.value_count();
         let mut state = State {
             uses: graph.uses(),
+            waits: vec![Vec::new(); count],
             owner: vec![None; count],
             stored: vec![false; count],
             output: vec![None; count],
@@ -46,6 +49,7 @@ impl State {
                 && x != event
             {
                 state.uses[event.index()].retain(|user| *user != node);
+                state.waits[event.index()].push(node);
             }
         }
         for (value, data) in state.graph.values() {

@@ -143,8 +143,8 @@ pub(super) fn merged(plan: &Plan, members: &[usize]) -> Result<(Kernel, Launch),
                 count(&phase.function, &axes, &mut arguments)?;
             }
             count(&epilogue, &axes, &mut arguments)?;
-            let Part { segments, interleaved, .. } = *part;
-            current.parts.push(Part { columns, segments, interleaved, b, groups, epilogue });
+            let Part { segments, interleaved, symmetric, .. } = *part;
+            current.parts.push(Part { columns, segments, interleaved, symmetric, b, groups, epilogue });
         }
         whole = Some(current);
     }

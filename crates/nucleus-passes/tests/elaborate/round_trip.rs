@@ -1,11 +1,15 @@
 //! A printed graph elaborates to the same graph.
 
 use nucleus_ir::graph_printer::print_graph;
+use nucleus_ir::source::SourceMap;
 use nucleus_ir::testing::random_graph;
 use nucleus_ir::{Graph, Rate, ValueDef};
+use nucleus_passes::differentiate::{Gradients, differentiate};
+use nucleus_passes::elaborate::{Program, elaborate};
+use nucleus_passes::stage::stage;
 use proptest::prelude::*;
 
-use crate::support::{NUCLEUS_IMAGE, build, graph};
+use crate::support::{NUCLEUS_IMAGE, build, config, graph};
 
 fn reads_back(graph: &Graph) -> Result<(), String> {
     let text = print_graph(graph);
@@ -19,7 +23,7 @@ fn set_rates(graph: &mut Graph) {
     for (value, def) in values {
         let rate = match def {
             ValueDef::Input(index) => graph.inputs[index].rate,
-            ValueDef::Weight(_) => Rate::Model,
+            ValueDef::Weight(index) => graph.weights[index].rate,
             ValueDef::Result { node, .. } => {
                 let operands = graph.node(node).operands.iter();
                 operands.filter_map(|operand| graph.value(*operand).rate).max().unwrap_or(Rate::Model)
@@ -32,6 +36,26 @@ fn set_rates(graph: &mut Graph) {
 #[test]
 fn the_released_model_reads_back() {
     assert_eq!(reads_back(&graph(NUCLEUS_IMAGE, &[])), Ok(()));
+}
+
+/// Weights per step, outputs whose names are in quotes, and gradients of every kind.
+#[test]
+fn graphs_with_gradients_read_back() {
+    let mut sources = SourceMap::new();
+    let file = sources.add("nucleus_image.ir", NUCLEUS_IMAGE);
+    let program = Program::load(&mut sources, file, &|_| None).unwrap();
+    let settings = ["num_layers=3", "num_experts=4", "capacity_factors=[0.0, 1.0, 2.0]"];
+    let loss = elaborate(&program, &config(&settings), "loss").unwrap();
+    let gradients = differentiate(&loss, &Gradients::default()).unwrap();
+    assert!(gradients.weights.iter().all(|weight| weight.rate == Rate::Step));
+    assert_eq!(gradients.outputs.len(), loss.outputs.len() + loss.weights.len());
+    for graph in [gradients.clone(), stage(&gradients).unwrap()] {
+        assert_eq!(reads_back(&graph), Ok(()));
+    }
+    let text = print_graph(&gradients);
+    for part in ["\"grad.img_in.weight\": f32[", " per step = weight(\"img_in.weight\", "] {
+        assert!(text.contains(part), "no `{part}`");
+    }
 }
 
 #[test]

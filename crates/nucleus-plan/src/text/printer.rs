@@ -189,6 +189,9 @@ fn body(f: &mut Formatter<'_>, anchor: &Anchor) -> fmt::Result {
                 if single.is_none() {
                     writeln!(f, "        part {}", columns(part))?;
                 }
+                if part.symmetric {
+                    f.write_str("        symmetric;\n")?;
+                }
                 function(f, "b", &part.b)?;
                 if let Some(groups) = &part.groups {
                     writeln!(f, "        width {};", groups.width)?;

@@ -89,6 +89,11 @@ impl KernelCheck<'_, '_, '_> {
         if contraction.parts.is_empty() || empty || !contraction.dtype.is_float() {
             self.report("a product needs a part, a segment in each, and factors of a float type".to_owned());
         }
+        let lone = contraction.rows.len() == 1;
+        let halves = |part: &crate::kernel::Part| part.segments == 1 && part.groups.is_none() && lone;
+        if contraction.parts.iter().any(|part| part.symmetric && !halves(part)) {
+            self.report("a symmetric product has one axis of rows, one segment and no groups".to_owned());
+        }
         for part in &contraction.parts {
             let Some(groups) = &part.groups else { continue };
             if !part.has_whole_groups() {

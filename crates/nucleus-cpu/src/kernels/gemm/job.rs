@@ -6,7 +6,7 @@ use super::{Epilogue, PartLayout, Right, Run, Tile};
 use crate::kernels::element::{Operand, store_row};
 use crate::kernels::pack::{Matrix, Packing, PanelTile, SendPtr, TILE_DEPTH, pack_tile};
 use crate::kernels::partition::{Block, part, pieces};
-use crate::kernels::simd::{Ahead, TileArgs, TileFn};
+use crate::kernels::simd::{Ahead, CopyArgs, TileArgs, TileFn};
 use crate::threads::Worker;
 
 /// Strips from which on a panel is widened once for all of them, rather than by each of them.
@@ -22,6 +22,9 @@ pub(super) const STREAM_DEPTH: usize = 256;
 const SUMS_SLOT: usize = 1;
 const WIDE_SLOT: usize = 2;
 const PACK_SLOT: usize = 3;
+const MIRROR_SLOT: usize = 4;
+/// f32s to which rows of a mirrored tile are filled up: a cache line.
+const MIRROR_LANES: usize = 16;
 
 /// Blocks whose rows are staged together.
 pub(super) struct Round<'a> {
@@ -41,6 +44,8 @@ struct Job<'a> {
     first_panel: usize,
     /// Panels of each segment.
     panels: usize,
+    /// Strips of the block that others compute: those above the job's columns, in a symmetric product.
+    skipped: usize,
 }
 
 /// What a job multiplies at a time.
@@ -91,6 +96,16 @@ impl Steps<'_> {
     }
 }
 
+/// Strips of a block of one product whose rows all lie above row `row`.
+fn strips_above(block: &Block, row: usize) -> usize {
+    let mut end = block.product_row;
+    let above = |rows: &&usize| {
+        end += **rows;
+        end <= row
+    };
+    block.strips.iter().take_while(above).count()
+}
+
 impl Round<'_> {
     pub(super) unsafe fn stage(&self, job: usize, worker: &mut Worker) {
         let run = self.run;
@@ -127,7 +142,15 @@ impl Round<'_> {
         let PartLayout { layout, group_panels, first_job, .. } = &self.run.parts[part];
         let first_panel = (number - first_job) * group_panels;
         let panels = (*group_panels).min(layout.panels - first_panel);
-        Job { block: &self.blocks[block], part, first_panel, panels }
+        let block = &self.blocks[block];
+        // A block may go on in the next product, if both share a right operand.
+        let alone = block.product_row + block.rows() <= self.run.problem.products[block.product].rows;
+        let skipped = if self.run.problem.parts[part].symmetric && alone {
+            strips_above(block, first_panel * layout.panel_cols)
+        } else {
+            0
+        };
+        Job { block, part, first_panel, panels, skipped }
     }
 
     fn steps(&self, job: &Job) -> Steps<'_> {
@@ -148,6 +171,10 @@ impl Round<'_> {
         let sums = worker.scratch(SUMS_SLOT, 4 * segment_stride * part.segments).cast::<f32>();
         let steps = self.steps(&job);
         let mut step = Steps::FIRST;
+        // All of it lies above the diagonal.
+        if job.skipped == job.block.strips.len() {
+            return;
+        }
         loop {
             let after = steps.after(step);
             let next = match after {
@@ -173,8 +200,56 @@ impl Round<'_> {
         for (product, row, rows, offset) in pieces(rows_of, job.block.product, job.block.product_row, rows) {
             let acc = sums.wrapping_add(offset * row_stride);
             let tile = Tile { product, row, rows, col, cols, acc, row_stride, segment_stride };
-            // SAFETY: the tile lies within the sums; its outputs belong to this job.
-            unsafe { self.finish(job.part, &tile) };
+            if part.symmetric {
+                // SAFETY: as below; the elements above the diagonal belong to the job of those below it.
+                unsafe { self.finish_mirrored(job.part, &tile, worker) };
+            } else {
+                // SAFETY: the tile lies within the sums; its outputs belong to this job.
+                unsafe { self.finish(job.part, &tile) };
+            }
+        }
+    }
+
+    /// Finishes a tile of a symmetric product: its rows from the first of its columns on, and those behind the last of its columns once
+    /// more, as columns. So every element is finished once, whatever the tiles.
+    unsafe fn finish_mirrored(&self, part: usize, tile: &Tile, worker: &mut Worker) {
+        let (first, end) = (tile.row.max(tile.col), tile.row + tile.rows);
+        let below = tile.row.max(tile.col + tile.cols);
+        let row_at = |row: usize| tile.acc.wrapping_add((row - tile.row) * tile.row_stride);
+        if below < end {
+            let stride = (end - below).next_multiple_of(MIRROR_LANES);
+            // Before the epilogue, which may overwrite sums.
+            let mirror = worker.scratch(MIRROR_SLOT, 4 * stride * tile.cols).cast::<f32>();
+            // SAFETY: the source lies within the tile, the destination within the scratch.
+            unsafe {
+                (self.run.kernels.transpose_f32)(&CopyArgs {
+                    rows: end - below,
+                    cols: tile.cols,
+                    source: row_at(below).cast_const().cast(),
+                    source_stride: tile.row_stride,
+                    destination: mirror,
+                    destination_stride: stride,
+                });
+                self.finish(
+                    part,
+                    &Tile {
+                        row: tile.col,
+                        rows: tile.cols,
+                        col: below,
+                        cols: end - below,
+                        acc: mirror,
+                        row_stride: stride,
+                        segment_stride: 0,
+                        ..*tile
+                    },
+                );
+            }
+        }
+        if first < end {
+            // SAFETY: rows of the tile.
+            unsafe {
+                self.finish(part, &Tile { row: first, rows: end - first, acc: row_at(first), ..*tile })
+            };
         }
     }
 
@@ -277,6 +352,11 @@ impl Round<'_> {
             let mut row = first_row;
             let mut to = sums;
             for (strip, &rows) in strips.iter().enumerate() {
+                if strip < job.skipped {
+                    row += rows;
+                    to = to.add(rows * row_stride);
+                    continue;
+                }
                 let a = staged.at(self.staged.get(), (row, self.rows), range.start);
                 let next_b = match next {
                     RightChunk::Packed(next) => {

@@ -58,6 +58,7 @@ fn product(
         n,
         segments: 1,
         column_multiple: 1,
+        symmetric: false,
         packing: Packing::of(kind.0, kind.1),
         b: Right::Packed(&[b]),
         epilogue,
@@ -232,6 +233,7 @@ impl Grouped {
                 n: self.parts[part].0,
                 segments: self.parts[part].1,
                 column_multiple: 1,
+                symmetric: false,
                 packing: Packing::of(kind.0, kind.1),
                 b: Right::Packed(&right[part]),
                 epilogue: Epilogue::Call(if part == 0 { &first } else { &second }),
@@ -406,6 +408,7 @@ fn tiles_have_whole_groups_of_columns() {
                 n,
                 segments,
                 column_multiple,
+                symmetric: false,
                 packing: Packing::of(Operand::F32, Element::F32),
                 b: Right::Packed(&[packed.as_ptr().cast_const()]),
                 epilogue: Epilogue::Call(&call),
@@ -484,7 +487,8 @@ impl StoredFactors {
         let outputs = [c.as_mut_ptr().cast()];
         let row_stride = n * Self::SEGMENTS;
         let epilogue = Epilogue::Store { outputs: &outputs, element: Element::F32, row_stride };
-        let part = Part { n, segments: Self::SEGMENTS, column_multiple: 1, packing, b, epilogue };
+        let part =
+            Part { n, segments: Self::SEGMENTS, column_multiple: 1, symmetric: false, packing, b, epilogue };
         let products = [Product { rows: m, a }];
         let blocking = Blocking::default();
         let problem = Gemm { isa, operand, k, blocking, products: &products, parts: &[part] };
@@ -554,4 +558,75 @@ fn factors_in_memory_of_every_order_and_type_agree_with_the_definition_and_with_
             }
         }
     }
+}
+
+/// A symmetric product has the bits of the same product computed whole, however it is cut.
+#[test]
+fn symmetric_products_have_the_same_bits() {
+    for (n, k, batch) in [(1, 3, 1), (31, 40, 2), (150, 65, 3), (336, 100, 2), (600, 33, 1)] {
+        let matrices: Vec<Vec<f32>> = (0..batch).map(|item| values(7 + item, n * k)).collect();
+        let whole = square(&matrices, (n, k), (false, 1, Blocking::default()));
+        for threads in [1, 2, 4] {
+            for blocking in [Blocking::default(), Blocking { rows: 36, columns: 64, depth: 32 }] {
+                let half = square(&matrices, (n, k), (true, threads, blocking));
+                let same = half.iter().zip(&whole).all(|(half, whole)| half.to_bits() == whole.to_bits());
+                assert!(same, "{n} × {k}, {threads} threads, {blocking:?}");
+            }
+        }
+    }
+}
+
+/// x·xᵀ of every matrix, by an epilogue that overwrites the sums that it is given.
+fn square(
+    matrices: &[Vec<f32>],
+    (n, k): (usize, usize),
+    (symmetric, threads, blocking): (bool, usize, Blocking),
+) -> Vec<f32> {
+    let threads = Threads::new(threads).expect("threads start");
+    let c: Vec<std::sync::atomic::AtomicU32> =
+        (0..matrices.len() * n * n).map(|_| std::sync::atomic::AtomicU32::new(f32::NAN.to_bits())).collect();
+    let finish = |tile: &Tile| {
+        for row in 0..tile.rows {
+            for col in 0..tile.cols {
+                let at = tile.acc.wrapping_add(row * tile.row_stride + col);
+                // SAFETY: within the tile.
+                let sum = unsafe { at.replace(f32::NAN) };
+                let place = (tile.product * n + tile.row + row) * n + tile.col + col;
+                let before = c[place].swap(sum.to_bits(), std::sync::atomic::Ordering::Relaxed);
+                assert!(f32::from_bits(before).is_nan(), "element {place} is finished twice");
+            }
+        }
+    };
+    let right: Vec<Matrix> = matrices
+        .iter()
+        .map(|x| Matrix { data: x.as_ptr().cast(), element: Element::F32, row_stride: 1, col_stride: k })
+        .collect();
+    let products: Vec<Product> = matrices
+        .iter()
+        .map(|x| {
+            let a = RowSource::Memory {
+                data: x.as_ptr().cast(),
+                element: Element::F32,
+                row_stride: k,
+                col_stride: 1,
+                index: None,
+            };
+            Product { rows: n, a }
+        })
+        .collect();
+    for isa in Isa::supported().into_iter().take(1) {
+        let part = Part {
+            n,
+            segments: 1,
+            column_multiple: 1,
+            symmetric,
+            packing: Packing::of(Operand::F32, Element::F32),
+            b: Right::Stored { matrices: &right, segment_stride: 0 },
+            epilogue: Epilogue::Call(&finish),
+        };
+        let problem = Gemm { isa, operand: Operand::F32, k, blocking, products: &products, parts: &[part] };
+        // SAFETY: matrices have the sizes of the problem, and every element of c has a place.
+        unsafe { gemm(&threads, &problem) };
+    }
+    c.into_iter().map(|bits| f32::from_bits(bits.into_inner())).collect()
 }

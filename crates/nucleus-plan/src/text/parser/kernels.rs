@@ -120,6 +120,10 @@ impl Parser<'_> {
         b_axes: usize,
         axes: usize,
     ) -> Parsed<Part> {
+        let symmetric = self.accept("symmetric");
+        if symmetric {
+            self.expect(";")?;
+        }
         let b = self.function("b", b_axes)?;
         let groups = if self.peek() == Some("width") {
             let width = self.field("width", Parser::unsigned)?;
@@ -128,7 +132,7 @@ impl Parser<'_> {
             None
         };
         let epilogue = self.function("epilogue", axes + usize::from(groups.is_some()))?;
-        Ok(Part { columns, segments, interleaved, b, groups, epilogue })
+        Ok(Part { columns, segments, interleaved, symmetric, b, groups, epilogue })
     }
 
     fn columns(&mut self) -> Parsed<(Size, u32, bool)> {
