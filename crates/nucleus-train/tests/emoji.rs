@@ -111,3 +111,15 @@ fn routing_tells_what_every_expert_took() {
         assert_eq!(slots.shape(), [images, experts, (capacity.ceil() as usize).max(1)]);
     }
 }
+
+#[test]
+fn a_file_beside_a_model_wins_over_the_one_that_is_shipped() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("main.ir");
+    let text = "use nucleus_image { NAME };\ndim N;\nentry main(x: [N] per step) -> (y: [N]) { x * NAME }";
+    std::fs::write(&path, text).expect("a writable folder");
+    let error = Model::open(&path).expect_err("the shipped model has no such constant").to_string();
+    assert!(error.contains("NAME") && error.contains("nucleus_image"), "{error}");
+    std::fs::write(folder.path().join("nucleus_image.ir"), "const NAME = 3;").expect("a writable folder");
+    assert_eq!(Model::open(&path).expect("the file has one").entries(), ["main"]);
+}
