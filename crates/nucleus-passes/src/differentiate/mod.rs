@@ -2,7 +2,7 @@
 //!
 //! Nodes are visited last to first. When a node's turn comes, every use of its result has contributed to the gradient of that result; the
 //! sum of the contributions goes through the node's vector-Jacobian product, the *rule* of its op, which contributes to the gradients of
-//! the operands. There is one rule per op; [`rules`] is the exhaustive match over them. What a rule adds are ops of the table, so that a
+//! the operands. There is one rule per op; `rules.rs` is the exhaustive match over them. What a rule adds are ops of the table, so that a
 //! training graph takes the same way through the compiler as any other, and gradients can be printed, read and tested as text.
 //!
 //! - Gradients are `f32` whatever the type of their value, and of its shape. A rule that reads forward values of `bf16` or `f16` casts them up.
