@@ -36,7 +36,7 @@ pub struct BuildArguments {
     /// The folder of pictures: SVG, PNG and JPEG files
     #[arg(long, visible_alias = "svg", value_name = "DIR")]
     pub pictures: PathBuf,
-    /// Names and tags in the format of OpenMoji's openmoji.json; the picture of an entry is <hexcode>.svg
+    /// Names and tags in the format of OpenMoji's openmoji.json; the picture of an entry is HEXCODE.svg
     #[arg(long, value_name = "openmoji.json")]
     pub metadata: Option<PathBuf>,
     /// Captions: one JSON object per line, with `file` (below the folder), `caption` and perhaps `group`
