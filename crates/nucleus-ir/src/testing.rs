@@ -14,8 +14,8 @@
 //! - what decides (comparisons, conversions to `i32` or `bool`, `expert_choice`) looks only at inputs, constants and integers, which
 //!   every implementation has exactly.
 //!
-//! So that a graph's finite differences are its gradients, `stop_gradient` stands before integers and booleans alone, and `attention_grad`, which has
-//! no derivative, looks only at weights and constants.
+//! So that finite differences are gradients, `stop_gradient` stands behind integers and booleans alone, and behind `attention_grad`, which has no
+//! derivative and looks only at constants.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -46,6 +46,8 @@ struct Generator<'a> {
     graph: Graph,
     /// Values that every implementation computes without rounding.
     exact: HashSet<Value>,
+    /// Values that no later step uses.
+    hidden: HashSet<Value>,
     /// Index maps i32[B, i…] with the number of rows that they may point into.
     indices: Vec<(Value, Dim)>,
     scope: Option<Arc<str>>,
@@ -55,8 +57,14 @@ impl<'a> Generator<'a> {
     fn new(bytes: &'a [u8]) -> Generator<'a> {
         let dims = ["B", "H", "W", "T"].map(Symbol::new).to_vec();
         let graph = Graph::new("random", dims);
-        let mut generator =
-            Generator { bytes, graph, exact: HashSet::new(), indices: Vec::new(), scope: None };
+        let mut generator = Generator {
+            bytes,
+            graph,
+            exact: HashSet::new(),
+            hidden: HashSet::new(),
+            indices: Vec::new(),
+            scope: None,
+        };
         let features = Dim::constant([4, 8, 6, 2][generator.below(4)]);
         generator.input("x", DType::F32, vec![batch(), tokens(), features.clone()], Rate::Step, None);
         generator.input("text", DType::F32, vec![batch(), text(), features], Rate::Prompt, None);
@@ -93,8 +101,8 @@ impl<'a> Generator<'a> {
 
     /// The last results and every input are likelier than what lies between.
     fn pick(&mut self, accept: impl Fn(&Generator<'_>, Value) -> bool) -> Option<Value> {
-        let all: Vec<Value> =
-            self.graph.values().map(|(value, _)| value).filter(|value| accept(self, *value)).collect();
+        let seen = |value: &Value| !self.hidden.contains(value) && accept(self, *value);
+        let all: Vec<Value> = self.graph.values().map(|(value, _)| value).filter(seen).collect();
         if all.is_empty() {
             return None;
         }
@@ -504,7 +512,7 @@ impl<'a> Generator<'a> {
         self.add(Op::Attention { scale: Float(0.5) }, &operands).map(|_| ())
     }
 
-    /// The gradients of an attention whose queries and keys are of `iota` and of weights.
+    /// The gradients of an attention whose operands are products of sines over `iota`.
     fn attention_grad(&mut self) -> Option<()> {
         let (heads, key_heads) = [(2, 2), (4, 2), (2, 1)][self.below(3)];
         let d = Dim::constant([2, 4, 8][self.below(3)]);
@@ -513,14 +521,14 @@ impl<'a> Generator<'a> {
         let dtype = [DType::F32, DType::Bf16][self.below(2)];
         let mut operand = |rows: &Dim, heads: i64| {
             let shape = vec![batch(), rows.clone(), Dim::constant(heads), d.clone()];
-            let axis = 1 + self.below(3);
-            let positions = self.add(Op::Iota { shape: shape.clone(), axis }, &[])?;
-            let positions = self.add(Op::Cast { to: DType::F32 }, &[positions])?;
-            let wave = self.add(Op::Cos, &[positions])?;
-            let features = self.weight(DType::F32, vec![d.clone()]);
-            let features = self.bounded(features)?;
-            let features = self.add(Op::Broadcast { shape }, &[features])?;
-            let product = self.add(Op::Mul, &[wave, features])?;
+            let axes = [1 + self.below(3), 1 + self.below(3)];
+            let mut positions = |axis: usize| {
+                let positions = self.add(Op::Iota { shape: shape.clone(), axis }, &[])?;
+                self.add(Op::Cast { to: DType::F32 }, &[positions])
+            };
+            let (first, second) = (positions(axes[0])?, positions(axes[1])?);
+            let (first, second) = (self.add(Op::Cos, &[first])?, self.add(Op::Sin, &[second])?);
+            let product = self.add(Op::Mul, &[first, second])?;
             self.add(Op::Cast { to: dtype }, &[product])
         };
         let q = operand(&queries, heads)?;
@@ -536,7 +544,11 @@ impl<'a> Generator<'a> {
             });
             operands.extend(mask);
         }
-        self.nodes(Op::AttentionGrad { scale: Float(0.5) }, &operands).map(|_| ())
+        for result in self.nodes(Op::AttentionGrad { scale: Float(0.5) }, &operands)? {
+            self.hidden.insert(result);
+            self.add(Op::StopGradient, &[result])?;
+        }
+        Some(())
     }
 
     fn stop_gradient(&mut self) -> Option<()> {

@@ -50,7 +50,7 @@ pub enum GraphEngineError {
     Optimizer(#[from] OptimizerError),
     /// The loss failed.
     #[error("the loss: {0}")]
-    Loss(Box<RoutineError>),
+    Loss(#[source] Box<RoutineError>),
     /// An input cannot be converted.
     #[error("input `{name}`: {source}")]
     Input {
@@ -177,19 +177,6 @@ impl GraphEngine {
         &self.model
     }
 
-    /// The model as the stage has it: with the stage's capacity factors.
-    ///
-    /// # Errors
-    /// The text was read before, so none that a user could cause.
-    pub fn model_of_stage(&self) -> Result<Model, ModelError> {
-        let mut model = Model::from_text(self.model.text())?;
-        model.set_config(self.model.config().clone());
-        if let Some(factors) = self.programs.last().and_then(|program| program.capacity.as_ref()) {
-            set_capacity(&mut model, factors);
-        }
-        Ok(model)
-    }
-
     /// The worker threads.
     pub fn threads(&self) -> &Threads {
         &self.threads
@@ -287,7 +274,8 @@ impl GraphEngine {
         }
         let original = self.model.config().clone();
         if let Some(factors) = &capacity {
-            set_capacity(&mut self.model, factors);
+            let list = factors.iter().map(|factor| ConfigValue::Float(*factor)).collect();
+            self.model.apply_values(&[("capacity_factors".to_owned(), ConfigValue::List(list))]);
         }
         let plan = loss_plan(&self.model, self.options.dtype);
         self.model.set_config(original);
@@ -317,11 +305,6 @@ impl GraphEngine {
         }
         Ok(())
     }
-}
-
-fn set_capacity(model: &mut Model, factors: &[f64]) {
-    let list = factors.iter().map(|factor| ConfigValue::Float(*factor)).collect();
-    model.apply_values(&[("capacity_factors".to_owned(), ConfigValue::List(list))]);
 }
 
 /// The coefficient that multiplies a part of the loss.

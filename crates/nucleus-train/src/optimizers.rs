@@ -91,8 +91,8 @@ impl Optimizers {
             };
             for (count, _) in chunks(bucket, &layout) {
                 let key = MuonKey::new(count, &layout, muon);
-                if let Entry::Vacant(entry) = optimizers.muon.entry(key) {
-                    entry.insert(routine(MUON, "update", &key.settings(), threads)?);
+                if let Entry::Vacant(place) = optimizers.muon.entry(key) {
+                    place.insert(routine(MUON, "update", &key.settings(), threads)?);
                 }
             }
         }
