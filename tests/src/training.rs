@@ -179,7 +179,7 @@ impl Run {
     /// # Panics
     /// The fixture is broken.
     pub fn expected_weights(&self) -> Checkpoint {
-        Checkpoint::open(&self.folder().join("expected/transformer")).expect("fixtures are sound")
+        Checkpoint::open(self.folder().join("expected/transformer")).expect("fixtures are sound")
     }
 
     /// A column of PyTorch's steps: `loss`, `grad_norm` or `lr_factor`.

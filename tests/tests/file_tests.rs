@@ -212,6 +212,7 @@ fn compile(sources: &SourceMap, program: &Program, directives: &Directives) -> O
         gradients: directives.gradients.clone(),
         quantize: directives.quantize,
         verify: true,
+        ..CompileOptions::default()
     };
     let mut elaborated = None;
     let mut differentiated = None;

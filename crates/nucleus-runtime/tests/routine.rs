@@ -1,6 +1,6 @@
 //! Routines: plans on memory of the caller.
 
-use nucleus_ir::DType;
+use nucleus_ir::{DType, Symbol};
 use nucleus_passes::differentiate::Gradients;
 use nucleus_passes::pipeline::CompileOptions;
 use nucleus_plan::{in_place, next_values};
@@ -42,7 +42,7 @@ fn an_update_is_made_in_place_and_at_any_size() {
         update.run(&dims(rows as i64), &mut arguments, None).expect("the arguments fit");
         let want: Vec<f32> = numbers(4 * rows).iter().map(|x| x - 1.0).collect();
         assert_eq!(x, want, "{rows} rows");
-        assert_eq!(update.bindings().and_then(|sizes| sizes.get("N")), Some(rows as i64));
+        assert_eq!(update.bindings().and_then(|sizes| sizes.get(&Symbol::new("N"))), Some(rows as i64));
     }
 }
 

@@ -50,7 +50,7 @@ pub enum GraphEngineError {
     Optimizer(#[from] OptimizerError),
     /// The loss failed.
     #[error("the loss: {0}")]
-    Loss(#[from] RoutineError),
+    Loss(Box<RoutineError>),
     /// An input cannot be converted.
     #[error("input `{name}`: {source}")]
     Input {
@@ -72,6 +72,12 @@ pub enum GraphEngineError {
     /// The capacity factors of a stage do not fit the model.
     #[error("{0}")]
     Capacity(String),
+}
+
+impl From<RoutineError> for GraphEngineError {
+    fn from(error: RoutineError) -> GraphEngineError {
+        GraphEngineError::Loss(Box::new(error))
+    }
 }
 
 impl From<GraphEngineError> for EngineError {

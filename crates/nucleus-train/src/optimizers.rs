@@ -1,6 +1,7 @@
 //! The optimisers: programs of `ir-specs/`, compiled like any model and run on the parameters in place.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use nucleus_ir::DType;
 use nucleus_passes::pipeline::CompileOptions;
@@ -36,7 +37,7 @@ pub enum OptimizerError {
         /// The text.
         name: &'static str,
         /// Why.
-        source: RoutineError,
+        source: Box<RoutineError>,
     },
 }
 
@@ -90,9 +91,8 @@ impl Optimizers {
             };
             for (count, _) in chunks(bucket, &layout) {
                 let key = MuonKey::new(count, &layout, muon);
-                if !optimizers.muon.contains_key(&key) {
-                    let made = routine(MUON, "update", &key.settings(), threads)?;
-                    optimizers.muon.insert(key, made);
+                if let Entry::Vacant(entry) = optimizers.muon.entry(key) {
+                    entry.insert(routine(MUON, "update", &key.settings(), threads)?);
                 }
             }
         }
@@ -312,7 +312,8 @@ fn routine(
         model.compile_with(entry, &CompileOptions { dtype: DType::F32, ..CompileOptions::default() }, &mut ())
     };
     let plan = model().map_err(|source| OptimizerError::Model { name, source })?;
-    Routine::new(plan, threads, None).map_err(|source| OptimizerError::Routine { name, source })
+    Routine::new(plan, threads, None)
+        .map_err(|source| OptimizerError::Routine { name, source: Box::new(source) })
 }
 
 fn run(
@@ -321,7 +322,9 @@ fn run(
     dims: &[(String, i64)],
     arguments: &mut Arguments<'_>,
 ) -> Result<(), OptimizerError> {
-    routine.run(dims, arguments, None).map_err(|source| OptimizerError::Routine { name, source })
+    routine
+        .run(dims, arguments, None)
+        .map_err(|source| OptimizerError::Routine { name, source: Box::new(source) })
 }
 
 #[cfg(test)]

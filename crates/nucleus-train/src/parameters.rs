@@ -206,7 +206,7 @@ impl Parameters {
 }
 
 /// Consecutive slices of those lengths; what is left over is not returned.
-pub fn split<'a>(mut memory: &'a mut [f32], lengths: impl Iterator<Item = usize>) -> Vec<&'a mut [f32]> {
+pub fn split(mut memory: &mut [f32], lengths: impl Iterator<Item = usize>) -> Vec<&mut [f32]> {
     let mut slices = Vec::new();
     for length in lengths {
         let (slice, rest) = memory.split_at_mut(length);
