@@ -1,5 +1,8 @@
 //! The gradient fixtures agree with the evaluator's forward pass, and cover every weight.
 
+use nucleus_ir::Graph;
+use nucleus_passes::remat::{Policy, Remat, remat_reported};
+use nucleus_passes::{CompileOptions, Gradients};
 use nucleus_runtime::reference::run_reference;
 use nucleus_runtime::{HostTensor, TensorMap};
 use nucleus_tests::gradients::GradientCase;
@@ -74,5 +77,29 @@ fn every_weight_has_a_gradient_of_its_shape() {
             );
         }
         assert_eq!(expected.len(), graph.weights.len() + 4, "{}: gradients of strangers", case.name);
+    }
+}
+
+/// What is recomputed is what was computed: gradients of the evaluator keep every bit.
+#[test]
+fn recomputation_keeps_every_bit_of_the_gradients() {
+    for case in GradientCase::all() {
+        let options = CompileOptions { gradients: Some(Gradients::default()), ..CompileOptions::default() };
+        let kept = case.model().graph_in("loss", &options).expect("the loss has gradients");
+        let outputs = |graph: &Graph| {
+            run_reference::<f32>(graph, &case.checkpoint(), &case.inputs(), &case.dims)
+                .expect("the inputs fit")
+        };
+        let want = outputs(&kept);
+        for policy in [Policy::Cheap, Policy::Full] {
+            let (graph, report) = remat_reported(&kept, &Remat::new(policy)).expect("the graph is sound");
+            assert!(report.recomputed > 0, "{}", case.name);
+            let got = outputs(&graph);
+            for (name, want) in want.iter() {
+                let got = got.get(name).expect("the same outputs").to_f32_vec();
+                let same = want.to_f32_vec().iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{}: {policy:?} changes `{name}`", case.name);
+            }
+        }
     }
 }

@@ -39,8 +39,7 @@ impl Links {
     /// several writers, so that there are no more links than operands: those nodes are numbered behind the launches.
     fn new(plan: &Plan) -> Links {
         let count = plan.launches.len();
-        let mut links =
-            Links { before: vec![Vec::new(); count + plan.buffers.len()], behind: Vec::new() };
+        let mut links = Links { before: vec![Vec::new(); count + plan.buffers.len()], behind: Vec::new() };
         for (position, launch) in plan.launches.iter().enumerate() {
             let operands = &plan.kernel(launch.kernel).operands;
             let bound = || operands.iter().zip(&launch.operands);
@@ -89,7 +88,7 @@ fn shrinking(plan: &Plan) -> Vec<bool> {
             let sum = if operand.mode == OperandMode::Read { &mut read } else { &mut written };
             *sum = sum.saturating_add(bytes[buffer.0 as usize]);
         }
-        written.saturating_mul(SHRINKS) <= read
+        read > 0 && written.saturating_mul(SHRINKS) <= read
     };
     plan.launches.iter().map(shrinks).collect()
 }
@@ -100,9 +99,8 @@ pub(crate) fn order_launches(mut plan: Plan, places: &[usize]) -> Result<Plan, P
     let count = plan.launches.len();
     let shrinking = shrinking(&plan);
     let mut waiting: Vec<usize> = links.before.iter().map(Vec::len).collect();
-    let key = |position: usize| {
-        (plan.launches[position].stage, !shrinking[position], places[position], position)
-    };
+    let key =
+        |position: usize| (plan.launches[position].stage, !shrinking[position], places[position], position);
     let mut ready: BTreeSet<_> = (0..count).filter(|at| waiting[*at] == 0).map(key).collect();
     // Buffers that no launch writes, such as inputs.
     let mut done: Vec<usize> = (count..waiting.len()).filter(|node| waiting[*node] == 0).collect();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nucleus_ir::DType;
 use nucleus_passes::elaborate::ConfigValue;
+use nucleus_passes::remat::Policy;
 use nucleus_runtime::{Checkpoint, Model, ModelError, ModelText, config_json};
 use serde_json::{Map, Value};
 use thiserror::Error;
@@ -13,7 +14,7 @@ use crate::checkpoint::{CheckpointError, RunCheckpoints, Store, StoreOptions};
 use crate::data::{Batches, DataError, Draws, ShardOptions, Shards, Source};
 use crate::graph_engine::{GraphEngine, GraphEngineError, LossOptions};
 use crate::random::Streams;
-use crate::recipe::{ComputeDType, DataKind, Recipe, Start};
+use crate::recipe::{ComputeDType, DataKind, Recipe, Recompute, Start};
 use crate::start::{StartError, fresh, from_checkpoint};
 
 /// The model that a recipe without `ir` trains.
@@ -82,6 +83,11 @@ pub fn assemble(recipe: &Recipe) -> Result<Assembled, AssembleError> {
         dtype: match recipe.model.dtype {
             ComputeDType::F32 => DType::F32,
             ComputeDType::Bf16 => DType::Bf16,
+        },
+        remat: match recipe.model.remat {
+            Recompute::Nothing => None,
+            Recompute::Cheap => Some(Policy::Cheap),
+            Recompute::Everything => Some(Policy::Full),
         },
         coefficients: vec![
             ("z_loss".to_owned(), objective.z_loss),

@@ -204,8 +204,7 @@ impl<'a> SegmentPlan<'a> {
             })
             .map(|(node, _)| node.index())
             .collect();
-        let mut plan =
-            SegmentPlan { graph, costs, segments, wanted, recomputed, now: Outcome::default() };
+        let mut plan = SegmentPlan { graph, costs, segments, wanted, recomputed, now: Outcome::default() };
         plan.now = plan.outcome(None, &mut Vec::new());
         plan
     }

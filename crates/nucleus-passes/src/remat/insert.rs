@@ -38,15 +38,9 @@ struct Insert<'a> {
 }
 
 impl Insert<'_> {
-    fn operands(
-        &mut self,
-        segment: usize,
-        data: &NodeData,
-        waits: bool,
-    ) -> Result<Vec<Value>, PassError> {
+    fn operands(&mut self, segment: usize, data: &NodeData, waits: bool) -> Result<Vec<Value>, PassError> {
         // Values above come before those below in the graph, so that this does not go deep.
-        let mut pending: Vec<(Value, bool)> =
-            data.operands.iter().map(|operand| (*operand, waits)).collect();
+        let mut pending: Vec<(Value, bool)> = data.operands.iter().map(|operand| (*operand, waits)).collect();
         while let Some((value, waits)) = pending.last().copied() {
             let missing = self.missing(segment, value, waits);
             if missing.is_empty() {
