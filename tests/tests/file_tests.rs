@@ -6,6 +6,7 @@
 //! // quantize: 64            weights with at least so many elements become int8, if they qualify; none without it
 //! // gradients: w, v           the gradients of these weights are further outputs, of all with `all`; none without it
 //! // input gradients: x        and those of these inputs
+//! // remat: full              the backward pass recomputes, `cheap` things or so that so many bytes suffice; nothing without it
 //! // set: num_layers=2       a config value, as on the command line; may be repeated
 //! // entry: loss             the entry; the first one without it
 //! // dims: B=2, S=5          evaluate before and after the passes, plans too: all must give the same answer
@@ -35,6 +36,7 @@ use nucleus_passes::differentiate::Gradients;
 use nucleus_passes::elaborate::{Config, Program, elaborate};
 use nucleus_passes::pipeline::{CompileError, CompileOptions, Form, compile_to};
 use nucleus_passes::quantize::Quantize;
+use nucleus_passes::remat::{Policy, Remat};
 use nucleus_plan::{Plan, reference};
 use nucleus_tests::evaluation::{MadeUp, largest_difference};
 
@@ -74,6 +76,7 @@ struct Directives {
     dtype: Option<DType>,
     quantize: Option<Quantize>,
     gradients: Option<Gradients>,
+    remat: Option<Policy>,
     settings: Vec<String>,
     entry: Option<String>,
     dims: Option<Bindings>,
@@ -107,6 +110,17 @@ impl Directives {
                 }
                 ["gradients"] => directives.gradients().weights = (value != "all").then(|| names(value)),
                 ["input", "gradients"] => directives.gradients().inputs = names(value),
+                ["remat"] => {
+                    directives.remat = Some(match value {
+                        "cheap" => Policy::Cheap,
+                        "full" => Policy::Full,
+                        bytes => Policy::Memory(
+                            bytes
+                                .parse()
+                                .map_err(|_| format!("`{bytes}` is no policy and no number of bytes"))?,
+                        ),
+                    });
+                }
                 ["set"] => directives.settings.push(value.to_owned()),
                 ["entry"] => directives.entry = Some(value.to_owned()),
                 ["dims"] => directives.dims = Some(read_dims(value)?),
@@ -211,6 +225,7 @@ fn compile(sources: &SourceMap, program: &Program, directives: &Directives) -> O
         dtype: directives.dtype.unwrap_or(DType::F32),
         gradients: directives.gradients.clone(),
         quantize: directives.quantize,
+        remat: directives.remat.map(Remat::new),
         verify: true,
         ..CompileOptions::default()
     };

@@ -1,6 +1,8 @@
 //! The gradient fixtures agree with the evaluator's forward pass and cover every weight, and the engine of training has their gradients.
 
-use nucleus_ir::DType;
+use nucleus_ir::{DType, Graph};
+use nucleus_passes::remat::{Policy, Remat, remat_reported};
+use nucleus_passes::{CompileOptions, Gradients};
 use nucleus_runtime::reference::run_reference;
 use nucleus_runtime::{HostTensor, TensorMap};
 use nucleus_tests::gradients::GradientCase;
@@ -165,4 +167,28 @@ fn gradients_of_bf16_products_are_as_near_as_the_rounding_of_factors() {
     let (median, most) = (errors[errors.len() / 2], errors[errors.len() - 1]);
     println!("RMS errors: median {median:.1e}, largest {most:.1e}");
     assert!(median <= 1.0 / 64.0, "median {median:.1e}");
+}
+
+/// What is recomputed is what was computed: gradients of the evaluator keep every bit.
+#[test]
+fn recomputation_keeps_every_bit_of_the_gradients() {
+    for case in GradientCase::all() {
+        let options = CompileOptions { gradients: Some(Gradients::default()), ..CompileOptions::default() };
+        let kept = case.model().graph_in("loss", &options).expect("the loss has gradients");
+        let outputs = |graph: &Graph| {
+            run_reference::<f32>(graph, &case.checkpoint(), &case.inputs(), &case.dims)
+                .expect("the inputs fit")
+        };
+        let want = outputs(&kept);
+        for policy in [Policy::Cheap, Policy::Full] {
+            let (graph, report) = remat_reported(&kept, &Remat::new(policy)).expect("the graph is sound");
+            assert!(report.recomputed > 0, "{}", case.name);
+            let got = outputs(&graph);
+            for (name, want) in want.iter() {
+                let got = got.get(name).expect("the same outputs").to_f32_vec();
+                let same = want.to_f32_vec().iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{}: {policy:?} changes `{name}`", case.name);
+            }
+        }
+    }
 }

@@ -4,8 +4,9 @@
 //! a value is read soon after it is written, and what a backward pass needs is computed where the graph of gradients has it, not in the
 //! forward pass, where it would wait.
 //!
-//! One kind of launch comes as early as possible: those that write little of the arena for what they read of it, such as sums over tokens
-//! and gradients of weights, which are outputs. Put off, they would keep what they read from being freed.
+//! Two kinds of launches come as early as possible: those that write little of the arena for what they read of it, such as sums over tokens
+//! and gradients of weights, which are outputs: put off, they would keep what they read from being freed. And tables, which follow from
+//! the sizes alone: they are small, and in nobody's way when products move together.
 
 use std::collections::BTreeSet;
 
@@ -68,8 +69,8 @@ impl Links {
     }
 }
 
-/// True for every launch that writes little of the arena for what it reads there, at sizes where time is spent.
-fn shrinking(plan: &Plan) -> Vec<bool> {
+/// True for every launch that writes little of the arena for what it reads there, at sizes where time is spent, and for those of tables.
+fn early(plan: &Plan, places: &[usize]) -> Vec<bool> {
     let sizes = largest_sample(plan).unwrap_or_default();
     let bytes: Vec<i64> = plan
         .buffers
@@ -82,25 +83,37 @@ fn shrinking(plan: &Plan) -> Vec<bool> {
             _ => 0,
         })
         .collect();
-    let shrinks = |launch: &Launch| {
-        let (mut read, mut written) = (0i64, 0i64);
+    // Buffers whose elements follow from sizes.
+    let mut table: Vec<bool> =
+        plan.buffers.iter().map(|buffer| matches!(buffer.place, Place::Arena { .. })).collect();
+    let mut early = |launch: &Launch| {
+        let (mut read, mut written, mut follows) = (0i64, 0i64, true);
         for (operand, buffer) in plan.kernel(launch.kernel).operands.iter().zip(&launch.operands) {
             let sum = if operand.mode == OperandMode::Read { &mut read } else { &mut written };
             *sum = sum.saturating_add(bytes[buffer.0 as usize]);
+            follows &= operand.mode != OperandMode::Read || table[buffer.0 as usize];
         }
-        written.saturating_mul(SHRINKS) <= read
+        for (operand, buffer) in plan.kernel(launch.kernel).operands.iter().zip(&launch.operands) {
+            table[buffer.0 as usize] &= operand.mode == OperandMode::Read || follows;
+        }
+        follows || read > 0 && written.saturating_mul(SHRINKS) <= read
     };
-    plan.launches.iter().map(shrinks).collect()
+    let mut order: Vec<usize> = (0..plan.launches.len()).collect();
+    order.sort_by_key(|position| places[*position]);
+    let mut result = vec![false; order.len()];
+    for position in order {
+        result[position] = early(&plan.launches[position]);
+    }
+    result
 }
 
 /// Puts the launches in an order in which they can run, otherwise by their places.
 pub(crate) fn order_launches(mut plan: Plan, places: &[usize]) -> Result<Plan, PassError> {
     let links = Links::new(&plan);
     let count = plan.launches.len();
-    let shrinking = shrinking(&plan);
+    let early = early(&plan, places);
     let mut waiting: Vec<usize> = links.before.iter().map(Vec::len).collect();
-    let key =
-        |position: usize| (plan.launches[position].stage, !shrinking[position], places[position], position);
+    let key = |position: usize| (plan.launches[position].stage, !early[position], places[position], position);
     let mut ready: BTreeSet<_> = (0..count).filter(|at| waiting[*at] == 0).map(key).collect();
     // Buffers that no launch writes, such as inputs.
     let mut done: Vec<usize> = (count..waiting.len()).filter(|node| waiting[*node] == 0).collect();

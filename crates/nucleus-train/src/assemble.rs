@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use nucleus_passes::elaborate::ConfigValue;
+use nucleus_passes::remat::Policy;
 use nucleus_runtime::{Checkpoint, Model, ModelError, config_json};
 use serde_json::{Map, Value};
 use thiserror::Error;
@@ -12,7 +13,7 @@ use crate::checkpoint::{CheckpointError, RunCheckpoints, Store, StoreOptions};
 use crate::data::{Batches, DataError, Draws, ShardOptions, Shards, Source};
 use crate::graph_engine::{GraphEngine, GraphEngineError, LossOptions};
 use crate::random::Streams;
-use crate::recipe::{DataKind, Recipe, Start};
+use crate::recipe::{DataKind, Recipe, Recompute, Start};
 use crate::start::{StartError, fresh, from_checkpoint};
 
 /// The model that a recipe without `ir` trains.
@@ -92,6 +93,11 @@ pub fn assemble(recipe: &Recipe) -> Result<Assembled, AssembleError> {
     let objective = &recipe.objective;
     let options = LossOptions {
         dtype: recipe.model.dtype.into(),
+        remat: match recipe.model.remat {
+            Recompute::Nothing => None,
+            Recompute::Cheap => Some(Policy::Cheap),
+            Recompute::Everything => Some(Policy::Full),
+        },
         coefficients: vec![
             ("z_loss".to_owned(), objective.z_loss),
             ("wavelet".to_owned(), objective.wavelet),

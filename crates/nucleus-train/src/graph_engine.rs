@@ -6,6 +6,7 @@ use nucleus_ir::DType;
 use nucleus_passes::differentiate::{Gradients, gradient_name};
 use nucleus_passes::elaborate::ConfigValue;
 use nucleus_passes::pipeline::CompileOptions;
+use nucleus_passes::remat::{Policy, Remat};
 use nucleus_plan::Plan;
 use nucleus_runtime::routine::{Arguments, Routine, RoutineError};
 use nucleus_runtime::{HostTensor, Model, ModelError, Profile, TensorError, TensorMap, Threads};
@@ -91,6 +92,8 @@ impl From<GraphEngineError> for EngineError {
 pub struct LossOptions {
     /// The element type of products.
     pub dtype: DType,
+    /// What the backward pass recomputes; `None` for nothing.
+    pub remat: Option<Policy>,
     /// Values of scalar inputs of the entry that batches do not give: the coefficients of the loss's parts.
     pub coefficients: Vec<(String, f64)>,
     /// Coefficient of the routers' orthogonality update; 0 for none.
@@ -138,7 +141,7 @@ impl GraphEngine {
     ) -> Result<GraphEngine, GraphEngineError> {
         let threads =
             Threads::new(threads.unwrap_or(0)).map_err(|source| RoutineError::Compile(source.into()))?;
-        let plan = loss_plan(&model, options.dtype)?;
+        let plan = loss_plan(&model, &options)?;
         let weights = weight_infos(&plan)?;
         let assignment = assign(groups, &weights)?;
         let parameters = Parameters::new(&weights, groups, &assignment)?;
@@ -277,7 +280,7 @@ impl GraphEngine {
             let list = factors.iter().map(|factor| ConfigValue::Float(*factor)).collect();
             self.model.apply_values(&[("capacity_factors".to_owned(), ConfigValue::List(list))]);
         }
-        let plan = loss_plan(&self.model, self.options.dtype);
+        let plan = loss_plan(&self.model, &self.options);
         self.model.set_config(original);
         let routine = Routine::new(plan?, &self.threads, None)?;
         if self.programs.len() >= KEPT_PROGRAMS {
@@ -454,9 +457,13 @@ fn by_parameter<'a>(
 }
 
 /// The plan of the loss with the gradients of all weights.
-fn loss_plan(model: &Model, dtype: DType) -> Result<Plan, GraphEngineError> {
-    let options =
-        CompileOptions { dtype, gradients: Some(Gradients::default()), ..CompileOptions::default() };
+fn loss_plan(model: &Model, options: &LossOptions) -> Result<Plan, GraphEngineError> {
+    let options = CompileOptions {
+        dtype: options.dtype,
+        gradients: Some(Gradients::default()),
+        remat: options.remat.map(Remat::new),
+        ..CompileOptions::default()
+    };
     Ok(model.compile_with(ENTRY, &options, &mut ())?)
 }
 

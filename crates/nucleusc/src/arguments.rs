@@ -220,6 +220,9 @@ pub struct CompileArguments {
     /// Compile the entries with the gradients of their first output, a scalar, as further outputs: one for each weight
     #[arg(long)]
     pub gradients: bool,
+    /// Let the backward pass of --gradients compute forward values again instead of keeping them
+    #[arg(long, value_name = "HOW", requires = "gradients")]
+    pub remat: Option<Recompute>,
     /// Element type of products [default: that of --weights, else f32]
     #[arg(long, value_name = "TYPE")]
     pub dtype: Option<ComputeType>,
@@ -241,6 +244,15 @@ pub struct CompileArguments {
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
+}
+
+/// Which forward values a backward pass recomputes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Recompute {
+    /// Those that are cheap for the memory that they take
+    Auto,
+    /// All but the inputs of layers
+    Full,
 }
 
 /// What runs a model.

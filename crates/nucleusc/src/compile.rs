@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use nucleus_ir::{Bindings, DType, Dim, Rate};
 use nucleus_passes::pipeline::{Form, PASSES, Pass, PassTiming};
+use nucleus_passes::remat::{Policy, Remat};
 use nucleus_passes::{CompileOptions, Gradients};
 use nucleus_plan::Plan;
 use nucleus_plan::cost::{Machine, stage_seconds};
@@ -16,7 +17,7 @@ use nucleus_runtime::artifact::write_artifact;
 use nucleus_runtime::{Checkpoint, Compiled, Extras, Model, WeightSource};
 use serde_json::{Value, json};
 
-use crate::arguments::{CompileArguments, Target};
+use crate::arguments::{CompileArguments, Recompute, Target};
 use crate::{check, progress, report, source};
 
 /// Runs the command.
@@ -47,6 +48,12 @@ pub fn compile(arguments: &CompileArguments) -> anyhow::Result<()> {
 
     let mut options = source::options(dtype, arguments.quantize);
     options.gradients = arguments.gradients.then(Gradients::default);
+    options.remat = arguments.remat.map(|how| {
+        Remat::new(match how {
+            Recompute::Auto => Policy::Cheap,
+            Recompute::Full => Policy::Full,
+        })
+    });
     let mut entries_compiled = Vec::new();
     for entry in entries {
         let (plan, timings) = compile_entry(&model, entry, &options, &stages, arguments.emit_dir.as_deref())?;

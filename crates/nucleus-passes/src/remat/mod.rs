@@ -34,7 +34,8 @@ const PASS: &str = "remat";
 /// How much is recomputed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// What costs little for the memory that it frees: element-wise functions, norms, casts, copies. Products are kept.
+    /// What costs little for the memory that it frees: element-wise functions, norms, casts, copies,
+    /// products over a short axis.
     Cheap,
     /// Everything but choices of experts and what is tiny for the time that it takes.
     Full,
@@ -49,6 +50,13 @@ pub struct Remat {
     pub policy: Policy,
     /// The run-time sizes at which bytes and seconds are estimated; usual ones for those that are missing.
     pub sizes: Bindings,
+}
+
+impl Remat {
+    /// A policy at usual sizes.
+    pub fn new(policy: Policy) -> Remat {
+        Remat { policy, sizes: Bindings::new() }
+    }
 }
 
 /// What was decided, by estimate.

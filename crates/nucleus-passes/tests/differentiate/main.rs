@@ -6,4 +6,5 @@ mod finite;
 mod model;
 mod ops;
 mod random;
+mod remat;
 mod structure;

@@ -5,6 +5,8 @@ use nucleus_ir::verify_graph::verify_graph;
 use nucleus_ir::{Bindings, DType, Float, Graph, Input, Op, Output, Rate, TensorType, Value};
 
 use nucleus_passes::pipeline::{CompileOptions, PASSES, PassKind};
+use nucleus_passes::remat::{Policy, Remat, remat_reported};
+use nucleus_passes::rewrite::Rebuild;
 use nucleus_passes::simplify::simplify;
 
 use crate::finite::{Seen, check, outputs, point, splitmix, with_inputs};
@@ -33,11 +35,44 @@ fn with_loss(mut graph: Graph) -> Graph {
     graph
 }
 
+/// The same graph, its nodes in layers of twelve.
+fn in_layers(graph: &Graph) -> Graph {
+    let mut rebuild = Rebuild::new("test", graph);
+    for (node, data) in graph.nodes() {
+        let scope = format!("layer.{}.part", node.index() / 12);
+        let operands = rebuild.operands(data).unwrap();
+        let copy = rebuild.add_node(data.op.clone(), &operands, &Some(scope.into())).unwrap();
+        rebuild.set_results(data, copy);
+    }
+    rebuild.finish().unwrap()
+}
+
+/// Recomputed values are those of the forward pass to the last bit, whatever is kept; returns how many nodes are recomputed.
+fn keeps_every_bit(gradients: &Graph, dims: &Bindings, seed: u64) -> usize {
+    let simple = simplify(gradients).unwrap();
+    let at = point(&simple, dims, seed);
+    let want = outputs(&simple, dims, &at);
+    let policies = [Policy::Cheap, Policy::Full, Policy::Memory(seed * 64)];
+    let recomputed = policies.map(|policy| {
+        let request = Remat { policy, sizes: dims.clone() };
+        let (graph, report) = remat_reported(&simple, &request).unwrap();
+        assert_eq!(verify_graph(&graph), Ok(()), "seed {seed}");
+        let got = outputs(&graph, dims, &at);
+        for (name, want) in &want {
+            let same = want.iter().zip(&got[name]).all(|(want, got)| want.to_bits() == got.to_bits());
+            assert!(same, "seed {seed}: {policy:?} changes `{name}`");
+        }
+        report.recomputed
+    });
+    recomputed.into_iter().sum()
+}
+
 /// The passes that follow take a graph with gradients like any other.
 fn keeps_its_answer(gradients: Graph, dims: &Bindings, seed: u64) {
     let at = point(&gradients, dims, seed);
     let want = outputs(&gradients, dims, &at);
-    let options = CompileOptions { dtype: DType::Bf16, ..CompileOptions::default() };
+    let remat = Some(Remat::new(Policy::Full));
+    let options = CompileOptions { dtype: DType::Bf16, remat, ..CompileOptions::default() };
     let mut current = gradients;
     for pass in PASSES {
         let PassKind::Graph(run) = pass.kind else { continue };
@@ -60,19 +95,22 @@ fn keeps_its_answer(gradients: Graph, dims: &Bindings, seed: u64) {
 #[test]
 fn gradients_of_random_graphs() {
     let mut total = Seen::default();
+    let mut recomputed = 0;
     for seed in 0..400u64 {
         let mut state = seed;
         let length = 20 + (splitmix(&mut state) % 200) as usize;
         let bytes: Vec<u8> = (0..length).map(|_| (splitmix(&mut state) >> 40) as u8).collect();
         let sizes = ["B", "H", "W", "T"].map(|dim| (dim, 1 + (splitmix(&mut state) % 4) as i64));
-        let graph = with_loss(random_graph(&bytes));
+        let graph = in_layers(&with_loss(random_graph(&bytes)));
         let request = with_inputs(&["x", "text", "time"]);
         let dims = Bindings::from_iter(sizes);
         let (gradients, seen) = check(&graph, &request, &dims, seed, 3);
+        recomputed += keeps_every_bit(&gradients, &dims, seed);
         keeps_its_answer(gradients, &dims, seed);
         total.compared += seen.compared;
         total.nonzero += seen.nonzero;
         total.kinks += seen.kinks;
     }
+    assert!(recomputed > 500, "{recomputed}");
     assert!(total.nonzero > 1000 && total.kinks * 50 < total.compared, "{total:?}");
 }

@@ -58,6 +58,19 @@ pub struct ModelRecipe {
     pub start: Start,
     /// Element type of the factors of products.
     pub dtype: ComputeDType,
+    /// What the backward pass recomputes instead of keeping it.
+    pub remat: Recompute,
+}
+
+/// Forward values that a backward pass recomputes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recompute {
+    /// None.
+    Nothing,
+    /// Those that are cheap for the memory that they take.
+    Cheap,
+    /// All but the inputs of layers.
+    Everything,
 }
 
 /// Where training starts.
@@ -226,7 +239,12 @@ impl Recipe {
                 Start::Fresh { config: written(config), seed: *seed, zero_init: zero_init.clone() }
             }
         };
-        let model = ModelRecipe { ir: model.ir.as_deref().map(written), start, dtype: model.dtype };
+        let model = ModelRecipe {
+            ir: model.ir.as_deref().map(written),
+            start,
+            dtype: model.dtype,
+            remat: model.remat,
+        };
         let data = DataRecipe { kind: data.kind.clone(), path: written(&data.path) };
         let stages: Vec<&Stage> = stages.iter().collect();
         // The last stage's end is the run's, which may be moved.

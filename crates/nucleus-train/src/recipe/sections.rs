@@ -4,7 +4,9 @@ use std::ops::Bound;
 
 use super::error::RecipeError;
 use super::reader::Table;
-use super::{ComputeDType, DataKind, DataRecipe, ModelRecipe, Objective, RunRecipe, SampleRecipe, Start};
+use super::{
+    ComputeDType, DataKind, DataRecipe, ModelRecipe, Objective, Recompute, RunRecipe, SampleRecipe, Start,
+};
 use crate::schedule::Schedule;
 use crate::timesteps::TimestepSampling;
 
@@ -17,7 +19,7 @@ pub(super) const COUNT: std::ops::RangeInclusive<i64> = 1..=65_536;
 /// Steps: so many that no run reaches them, so few that sums of them do not overflow.
 pub(super) const STEPS: std::ops::RangeInclusive<i64> = 1..=1_000_000_000;
 
-pub(super) const MODEL_KEYS: &[&str] = &["ir", "checkpoint", "config", "seed", "zero_init", "dtype"];
+pub(super) const MODEL_KEYS: &[&str] = &["ir", "checkpoint", "config", "seed", "zero_init", "dtype", "remat"];
 
 /// Every block starts as the identity, and the model by predicting no velocity (adaLN-zero, arXiv 2212.09748).
 const ZERO_WEIGHTS: [&str; 3] = ["*.img_mod.1.weight", "norm_out.linear.weight", "proj_out.weight"];
@@ -61,7 +63,14 @@ pub(super) fn model(table: &Table<'_>) -> Result<ModelRecipe, RecipeError> {
     let dtype = table.get("dtype").map_or(Ok(ComputeDType::F32), |value| {
         value.choice(&[("f32", ComputeDType::F32), ("bf16", ComputeDType::Bf16)])
     })?;
-    Ok(ModelRecipe { ir, start, dtype })
+    let remat = table.get("remat").map_or(Ok(Recompute::Nothing), |value| {
+        value.choice(&[
+            ("none", Recompute::Nothing),
+            ("auto", Recompute::Cheap),
+            ("full", Recompute::Everything),
+        ])
+    })?;
+    Ok(ModelRecipe { ir, start, dtype, remat })
 }
 
 pub(super) const DATA_KEYS: &[&str] = &["kind", "path", "batch", "text_dropout", "flip"];

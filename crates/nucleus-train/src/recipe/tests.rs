@@ -11,6 +11,7 @@ config = "config.json"
 seed = 3
 zero_init = ["proj_out.*"]
 dtype = "bf16"
+remat = "full"
 [data]
 kind = "shards"
 path = "../data"
@@ -103,6 +104,7 @@ fn a_short_recipe_has_all_defaults() {
     let recipe = parse(LEAST).unwrap();
     assert_eq!(recipe.model.start, Start::Checkpoint(PathBuf::from("dir/model/transformer")));
     assert_eq!((recipe.model.ir, recipe.model.dtype), (None, ComputeDType::F32));
+    assert_eq!(recipe.model.remat, Recompute::Nothing);
     assert_eq!(recipe.data, DataRecipe { kind: DataKind::Batches, path: PathBuf::from("dir/batches") });
     assert_eq!((recipe.objective.z_loss, recipe.objective.wavelet), (5e-7, 0.0));
     assert_eq!(recipe.objective.timesteps, TimestepSampling::default());
