@@ -180,6 +180,19 @@ impl GraphEngine {
         &self.model
     }
 
+    /// The model as the stage has it: with the stage's capacity factors.
+    ///
+    /// # Errors
+    /// The text was read before, so none that a user could cause.
+    pub fn model_of_stage(&self) -> Result<Model, ModelError> {
+        let mut model = Model::from_text(self.model.text())?;
+        model.set_config(self.model.config().clone());
+        if let Some(factors) = self.programs.last().and_then(|program| program.capacity.as_ref()) {
+            set_capacity(&mut model, factors);
+        }
+        Ok(model)
+    }
+
     /// The worker threads.
     pub fn threads(&self) -> &Threads {
         &self.threads
@@ -277,8 +290,7 @@ impl GraphEngine {
         }
         let original = self.model.config().clone();
         if let Some(factors) = &capacity {
-            let list = factors.iter().map(|factor| ConfigValue::Float(*factor)).collect();
-            self.model.apply_values(&[("capacity_factors".to_owned(), ConfigValue::List(list))]);
+            set_capacity(&mut self.model, factors);
         }
         let plan = loss_plan(&self.model, &self.options);
         self.model.set_config(original);
@@ -308,6 +320,11 @@ impl GraphEngine {
         }
         Ok(())
     }
+}
+
+fn set_capacity(model: &mut Model, factors: &[f64]) {
+    let list = factors.iter().map(|factor| ConfigValue::Float(*factor)).collect();
+    model.apply_values(&[("capacity_factors".to_owned(), ConfigValue::List(list))]);
 }
 
 /// The coefficient that multiplies a part of the loss.
