@@ -227,7 +227,6 @@ fn compile(sources: &SourceMap, program: &Program, directives: &Directives) -> O
         quantize: directives.quantize,
         remat: directives.remat.map(Remat::new),
         verify: true,
-        ..CompileOptions::default()
     };
     let mut elaborated = None;
     let mut differentiated = None;
