@@ -34,7 +34,15 @@ const RANK: usize = 5;
 
 /// The graph that these bytes choose. No bytes give the smallest graph.
 pub fn random_graph(bytes: &[u8]) -> Graph {
-    let mut generator = Generator::new(bytes);
+    generated(Generator::new(bytes))
+}
+
+/// The same with what only training graphs have: weights per step, `stop_gradient`, `after` and `attention_grad`.
+pub fn random_training_graph(bytes: &[u8]) -> Graph {
+    generated(Generator { training: true, ..Generator::new(bytes) })
+}
+
+fn generated(mut generator: Generator<'_>) -> Graph {
     while !generator.bytes.is_empty() && generator.graph.node_count() < MAX_NODES {
         generator.step();
     }
@@ -48,6 +56,8 @@ struct Generator<'a> {
     exact: HashSet<Value>,
     /// Values that no later step uses.
     hidden: HashSet<Value>,
+    /// Weights may change at every step, and the ops of training graphs occur.
+    training: bool,
     /// Index maps i32[B, i…] with the number of rows that they may point into.
     indices: Vec<(Value, Dim)>,
     scope: Option<Arc<str>>,
@@ -62,6 +72,7 @@ impl<'a> Generator<'a> {
             graph,
             exact: HashSet::new(),
             hidden: HashSet::new(),
+            training: false,
             indices: Vec::new(),
             scope: None,
         };
@@ -160,7 +171,7 @@ impl<'a> Generator<'a> {
     fn weight(&mut self, dtype: DType, shape: Vec<Dim>) -> Value {
         let name = format!("layer.{}.weight", self.graph.weights.len());
         let mut weight = Weight::new(name, TensorType::new(dtype, shape));
-        if self.flag() {
+        if self.training && self.flag() {
             weight.rate = Rate::Step;
         }
         let value = self.graph.add_weight(weight);
@@ -187,7 +198,7 @@ impl<'a> Generator<'a> {
     fn step(&mut self) -> Option<()> {
         let scopes = [None, Some("block"), Some("block.attn"), None];
         self.scope = scopes[self.below(4)].map(Arc::from);
-        match self.below(27) {
+        match self.below(if self.training { 27 } else { 24 }) {
             0 => self.source(),
             1 => self.unary(),
             2..=4 => self.arithmetic(),
@@ -660,7 +671,7 @@ mod tests {
     fn every_op_occurs() {
         let mut seen = BTreeSet::new();
         for seed in 0..300 {
-            let graph = random_graph(&noise(seed, 400));
+            let graph = random_training_graph(&noise(seed, 400));
             seen.extend(graph.nodes().map(|(_, node)| node.op.name()));
         }
         let missing: Vec<&str> =
@@ -671,8 +682,9 @@ mod tests {
     #[test]
     fn weights_of_either_rate_occur() {
         let rates = |rate: Rate| {
-            (0..50)
-                .any(|seed| random_graph(&noise(seed, 400)).weights.iter().any(|weight| weight.rate == rate))
+            (0..50).any(|seed| {
+                random_training_graph(&noise(seed, 400)).weights.iter().any(|weight| weight.rate == rate)
+            })
         };
         assert!(rates(Rate::Model) && rates(Rate::Step));
     }

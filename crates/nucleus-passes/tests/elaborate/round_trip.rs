@@ -2,7 +2,7 @@
 
 use nucleus_ir::graph_printer::print_graph;
 use nucleus_ir::source::SourceMap;
-use nucleus_ir::testing::random_graph;
+use nucleus_ir::testing::random_training_graph;
 use nucleus_ir::{Graph, Rate, ValueDef};
 use nucleus_passes::differentiate::{Gradients, differentiate};
 use nucleus_passes::elaborate::{Program, elaborate};
@@ -95,7 +95,7 @@ fn unusual_constants_and_names_read_back() {
 proptest! {
     #[test]
     fn random_graphs_read_back(bytes in prop::collection::vec(any::<u8>(), 0..300), rates: bool) {
-        let mut graph = random_graph(&bytes);
+        let mut graph = random_training_graph(&bytes);
         if rates {
             set_rates(&mut graph);
         }

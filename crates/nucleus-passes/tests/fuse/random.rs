@@ -1,6 +1,6 @@
 //! Plans of random graphs compute what the evaluator computes.
 
-use nucleus_ir::testing::random_graph;
+use nucleus_ir::testing::random_training_graph;
 use nucleus_ir::{Bindings, DType};
 use nucleus_passes::fuse::fuse;
 use nucleus_passes::route::route;
@@ -20,9 +20,9 @@ proptest! {
         way in 0..3,
     ) {
         let graph = match way {
-            0 => route(&stage(&random_graph(&bytes)).unwrap()).unwrap(),
-            1 => lowered(&random_graph(&bytes), DType::F32),
-            _ => lowered(&random_graph(&bytes), DType::Bf16),
+            0 => route(&stage(&random_training_graph(&bytes)).unwrap()).unwrap(),
+            1 => lowered(&random_training_graph(&bytes), DType::F32),
+            _ => lowered(&random_training_graph(&bytes), DType::Bf16),
         };
         let text = || nucleus_ir::graph_printer::print_graph(&graph);
         let plan = fuse(&graph).and_then(placed).map_err(|error| TestCaseError::fail(format!("{error}\n{}", text())))?;
