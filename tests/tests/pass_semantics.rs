@@ -76,7 +76,7 @@ fn graphs(entry: &str, settings: &[&str], options: &CompileOptions) -> Vec<(&'st
 
 fn keeps_the_answer(settings: &[&str], dtype: DType) {
     let graphs = model(settings, dtype);
-    assert_eq!(graphs.len(), 7);
+    assert_eq!(graphs.len(), 8);
     same_answers(&graphs);
 }
 
@@ -113,7 +113,7 @@ fn the_model_keeps_its_answer_in_bf16_and_f16() {
 fn the_gradients_of_the_model_keep_their_values() {
     for dtype in [DType::F32, DType::Bf16] {
         let graphs = training_model(&[], dtype);
-        assert_eq!(graphs.len(), 6);
+        assert_eq!(graphs.len(), 7);
         same_answers(&graphs);
     }
 }
@@ -176,7 +176,7 @@ fn passes_do_their_work_on_the_model() {
     let graphs = model(&[], DType::Bf16);
     let count =
         |pass: usize, op: &str| graphs[pass].1.nodes().filter(|(_, data)| data.op.name() == op).count();
-    let (elaborated, routed) = (0, 6);
+    let (elaborated, routed) = (0, 7);
     // Two scatters per mixture-of-experts layer, one inverse index map for both.
     assert_eq!(count(elaborated, "scatter_add"), 4);
     assert_eq!(
