@@ -557,7 +557,12 @@ impl<'a> Generator<'a> {
         }
         for result in self.nodes(Op::AttentionGrad { scale: Float(0.5) }, &operands)? {
             self.hidden.insert(result);
-            self.add(Op::StopGradient, &[result])?;
+            let stopped = self.add(Op::StopGradient, &[result])?;
+            self.hidden.insert(stopped);
+            // Where all keys are alike, or there is one, gradients cancel: what rounding leaves of them is small beside one, not beside nothing.
+            let one = self.add(Op::Constant { value: Float(1.0), dtype: DType::F32 }, &[])?;
+            let ones = self.add(Op::Broadcast { shape: self.ty(result).shape }, &[one])?;
+            self.add(Op::Add, &[stopped, ones])?;
         }
         Some(())
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use nucleus_cpu::{CpuProgram, Options};
 use nucleus_ir::DType;
 use nucleus_ir::source::SourceMap;
-use nucleus_ir::testing::random_graph;
+use nucleus_ir::testing::random_training_graph;
 use nucleus_passes::elaborate::{Config, Program};
 use nucleus_passes::fuse::fuse;
 use nucleus_passes::pipeline::{CompileOptions, Form, Pass, compile_to};
@@ -25,7 +25,7 @@ proptest! {
         (b, h, w, t) in (1i64..4, 1i64..5, 1i64..5, 1i64..6),
         seed in 0u64..1000,
     ) {
-        let graph = route(&stage(&random_graph(&bytes)).unwrap()).unwrap();
+        let graph = route(&stage(&random_training_graph(&bytes)).unwrap()).unwrap();
         let plan = fuse(&graph).unwrap();
         let integers: Vec<String> =
             graph.inputs.iter().filter(|input| input.ty.dtype == DType::I32).map(|input| input.name.clone()).collect();
