@@ -1,3 +1,17 @@
 //! The CUDA backend: kernels printed from the Plan into the templates of `kernels-templates/` and compiled by NVRTC.
 //!
-//! The crate holds its place in the workspace: plans are backend-neutral, and nothing here runs them yet.
+//! ```text
+//! Kernel ──facts of its launches──► source: slots printed, template chosen ──► KernelSource ──nvrtc──► cubin
+//!                                                                                  │
+//!                                                            functions, grids ─────┴──► what a launch dispatches
+//! ```
+//!
+//! [`source::kernel_source`] is pure text work and needs neither CUDA nor a GPU; `docs/cuda.md` describes it and how a template is added.
+
+pub mod architecture;
+pub mod facts;
+pub mod source;
+
+pub use architecture::Architecture;
+pub use facts::Facts;
+pub use source::{KernelSource, SourceError, kernel_source};

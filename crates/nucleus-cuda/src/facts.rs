@@ -1,0 +1,59 @@
+//! What the launches of a kernel have in common: it decides which accesses may be vectors.
+
+use nucleus_ir::Dim;
+use nucleus_plan::{Access, KernelId, Plan, Size};
+
+/// What is known of a kernel's size arguments, whatever the run-time sizes are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// For every size argument a power of two that divides it in every launch of the plan.
+    divisors: Vec<i64>,
+}
+
+/// The largest power of two that is of interest: no access is wider.
+const LARGEST: i64 = 64;
+
+impl Facts {
+    /// The facts of a kernel of a plan.
+    pub fn of(plan: &Plan, kernel: KernelId) -> Facts {
+        let mut divisors = vec![LARGEST; plan.kernel(kernel).size_args as usize];
+        for launch in plan.launches.iter().filter(|launch| launch.kernel == kernel) {
+            for (divisor, size) in divisors.iter_mut().zip(&launch.sizes) {
+                *divisor = (*divisor).min(divisor_of(size));
+            }
+        }
+        Facts { divisors }
+    }
+
+    /// Nothing is known of `size_args` arguments.
+    pub fn none(size_args: u32) -> Facts {
+        Facts { divisors: vec![1; size_args as usize] }
+    }
+
+    /// A power of two, at most 64, that divides a size.
+    pub fn divisor(&self, size: Size) -> i64 {
+        match size {
+            Size::Const(value) => power_of_two_in(value),
+            Size::Arg(position) => self.divisors.get(position as usize).copied().unwrap_or(1),
+        }
+    }
+
+    /// A power of two, at most 64, that divides the element number of `access` wherever the coordinate of `axis` is a multiple of it.
+    /// Buffers begin at multiples of 64 bytes.
+    pub fn alignment(&self, access: &Access, axis: usize) -> i64 {
+        let others = access.strides.iter().enumerate().filter(|(other, _)| *other != axis);
+        let through = access.indirect.iter().map(|indirect| &indirect.stride);
+        let sizes = others.map(|(_, stride)| stride).chain(through).chain([&access.offset]);
+        sizes.map(|size| self.divisor(*size)).min().unwrap_or(LARGEST)
+    }
+}
+
+/// The largest power of two, at most [`LARGEST`], that divides `value`; everything divides 0.
+fn power_of_two_in(value: i64) -> i64 {
+    if value == 0 { LARGEST } else { (1 << value.trailing_zeros().min(6)).min(LARGEST) }
+}
+
+/// A power of two that divides every value of `size`: atoms are whole numbers, so what divides all coefficients divides the sum.
+fn divisor_of(size: &Dim) -> i64 {
+    size.terms().iter().map(|(_, coefficient)| power_of_two_in(*coefficient)).min().unwrap_or(LARGEST)
+}

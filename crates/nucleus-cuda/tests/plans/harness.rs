@@ -1,0 +1,56 @@
+//! Runs a plan on the shim and by the interpreter of plans, and compares.
+
+use std::collections::HashMap;
+
+use nucleus_cuda::Architecture;
+use nucleus_plan::Plan;
+
+use crate::case::name_of;
+pub(crate) use crate::case::{
+    Case, DEFAULT, bindings, decode, encode, error, expected, noise, plan, tolerance_of,
+};
+use crate::shim::Program;
+
+/// Checks outputs against the interpreter, and that the order in which threads run changes no bit.
+pub(crate) fn check(case: &Case) {
+    check_plan(&plan(case.text), case.dims, case.value, case.tolerance);
+}
+
+/// The same for a plan that is not a text.
+pub(crate) fn check_plan(
+    plan: &Plan,
+    dims: &[(&str, i64)],
+    value: &dyn Fn(&str, usize) -> Option<f64>,
+    tolerance: f64,
+) {
+    let case = &Case { text: "", dims, value, tolerance };
+    let dims = bindings(dims);
+    let expected = expected(case, plan, &dims);
+    let mut memory = HashMap::new();
+    for (number, buffer) in plan.buffers.iter().enumerate() {
+        if let Some(name) = name_of(plan, &buffer.place) {
+            memory.insert(number, encode(&expected.tensors[&name], buffer.dtype));
+        }
+    }
+    let program = Program::compile(plan, Architecture::SM80);
+    let mut first: Option<Vec<Vec<u8>>> = None;
+    for seed in [1, 2] {
+        let outputs = program.run(plan, &dims, &memory, seed).unwrap_or_else(|error| panic!("{error}"));
+        for (position, (got, want)) in outputs.iter().zip(&expected.outputs).enumerate() {
+            let dtype = plan.outputs[position].ty.dtype;
+            let got = decode(got, dtype);
+            let error = error(&got, want);
+            assert!(
+                error <= tolerance_of(dtype, case.tolerance),
+                "output {position}, {:?}: error {error}\n got {:?}\nwant {:?}",
+                case.dims,
+                &got[..got.len().min(12)],
+                &want[..want.len().min(12)]
+            );
+        }
+        match &first {
+            None => first = Some(outputs),
+            Some(first) => assert!(*first == outputs, "the order of threads changes bits of {:?}", case.dims),
+        }
+    }
+}
