@@ -11,7 +11,11 @@
 pub mod architecture;
 pub mod facts;
 pub mod source;
+pub mod tiles;
+pub mod tuning;
 
 pub use architecture::Architecture;
 pub use facts::Facts;
 pub use source::{KernelSource, SourceError, kernel_source};
+pub use tiles::Tile;
+pub use tuning::Tuning;

@@ -12,6 +12,7 @@ mod groups;
 mod harness;
 mod leading_axes;
 mod maps;
+mod parts;
 mod races;
 mod random_functions;
 mod reductions;

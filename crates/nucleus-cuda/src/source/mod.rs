@@ -4,6 +4,7 @@
 //! includes. Nothing is left to include, so that NVRTC and the shim take the text as it is. Equal kernels give equal
 //! texts: the text's hash is the kernel's identity in caches and artifacts.
 
+mod contraction;
 mod function;
 mod grid;
 mod map;
@@ -68,9 +69,11 @@ pub fn kernel_source(
     facts: &Facts,
     architecture: Architecture,
 ) -> Result<KernelSource, SourceError> {
-    let _ = architecture;
     match &kernel.anchor {
         Anchor::Map(map) => map::source(kernel, map, facts),
+        Anchor::Matmul(product) | Anchor::GroupedMatmul(product) => {
+            contraction::source(kernel, product, kernel.anchor.name(), facts, architecture)
+        }
         other => Err(SourceError::Unsupported(other.name().to_owned())),
     }
 }

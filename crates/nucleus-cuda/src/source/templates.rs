@@ -10,11 +10,20 @@ macro_rules! files {
 
 /// Path and text of every file.
 const FILES: &[(&str, &str)] = files! {
+    "matmul/epilogue.cuh"
+    "matmul/factor.cuh"
+    "matmul/pipeline.cuh"
+    "matmul/wide.cuh"
     "prelude.cuh"
     "ptx/async_copy.cuh"
     "ptx/convert.cuh"
     "ptx/matrix.cuh"
     "ptx/shared.cuh"
+    "scheduler/tiles.cuh"
+    "sm80_bf16_matmul.cuh"
+    "sm80_bf16_wide_matmul.cuh"
+    "sm80_f32_matmul.cuh"
+    "sm80_f32_wide_matmul.cuh"
     "sm80_map.cuh"
 };
 

@@ -8,5 +8,9 @@ mod shim;
 
 #[path = "../../../nucleus-cpu/tests/executor/case.rs"]
 mod case;
+#[path = "../../../nucleus-cpu/tests/executor/contractions.rs"]
+mod contractions;
+#[path = "../../../nucleus-cpu/tests/executor/groups.rs"]
+mod groups;
 #[path = "../../../nucleus-cpu/tests/executor/maps.rs"]
 mod maps;
