@@ -63,15 +63,15 @@ struct FactorTile {
         return row(pass) * ROW_BYTES + ((element(pass) * SIZE) ^ swizzle<ROW_BYTES>(row(pass)));
     }
 
-    // Before the first tile.
-    template <class Lines>
+    // Before the first tile. `From` is a factor that is moved in the same way as F.
+    template <class From, class Lines>
     METHOD void start(const Arguments& args, const Lines& lines, int part, int batch) {
         if constexpr (!F::COMPUTED) {
-            step = F::step(args, part);
+            step = From::step(args, part);
             UNROLL for (int p = 0; p < POINTERS; ++p) {
                 const int line = DEPTH_MAJOR ? row(p) : element(p);
                 left[p] = lines.left(line);
-                pointer[p] = F::address(args, part, batch, lines.line(line)) + step * (DEPTH_MAJOR ? element(p) : row(p));
+                pointer[p] = From::address(args, part, batch, lines.line(line)) + step * (DEPTH_MAJOR ? element(p) : row(p));
             }
         }
     }
@@ -93,18 +93,19 @@ struct FactorTile {
     }
 
     METHOD void copy(SharedAddress to, int pass, int first, int depth) const {
+        const int p = pass % POINTERS;
+        const Product* from = pointer[p];
         if constexpr (DEPTH_MAJOR) {
             const int behind = depth - first - element(pass);
             if constexpr (EVEN_DEPTH) {
-                copy_async<MOVE_BYTES>(to, pointer[pass]);
+                copy_async<MOVE_BYTES>(to, from);
             } else if constexpr (F::WHOLE_DEPTH) {
-                copy_async_if<MOVE_BYTES>(to, pointer[pass], behind > 0);
+                copy_async_if<MOVE_BYTES>(to, from, behind > 0);
             } else {
-                copy_async<MOVE_BYTES>(to, pointer[pass], smaller(behind > 0 ? behind : 0, F::ELEMENTS) * SIZE);
+                copy_async<MOVE_BYTES>(to, from, smaller(behind > 0 ? behind : 0, F::ELEMENTS) * SIZE);
             }
         } else {
-            const int p = pass % ACROSS;
-            const Product* from = pointer[p] + step * (row(pass) - row(p));
+            from += step * (row(pass) - row(p));
             const bool inside = EVEN_DEPTH || first + row(pass) < depth;
             if constexpr (EVEN_DEPTH && F::WHOLE_LINES) {
                 copy_async<MOVE_BYTES>(to, from);

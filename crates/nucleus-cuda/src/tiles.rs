@@ -1,8 +1,9 @@
 //! Tiles of contractions: which there are, and which one takes the least time by an analytic model of the device.
 //!
-//! The time of a launch is the largest of four, each a bound: multiplications, spread over the multiprocessors in whole tiles; what blocks
-//! read through the second cache; what must come from memory at least once; and the wait for memory in a block that is alone with its
-//! pipeline. It is deterministic and needs no device. Measurements override it, see [`crate::tuning`].
+//! The time of the products is the largest of four bounds: multiplications, spread over the multiprocessors in whole tiles; what blocks read
+//! through the second cache; what must come from memory at least once; and the wait for memory in a block that is alone with its pipeline.
+//! Epilogues come on top, unless a multiprocessor has another block to go on with. The choice is deterministic and needs no device.
+//! Measurements override it, see [`crate::tuning`].
 
 use nucleus_ir::DType;
 
@@ -106,8 +107,10 @@ impl Tile {
         let tile = |&(rows, columns, warps, across, blocks): &(u32, u32, u32, u32, u32)| {
             let mut tile = Tile { rows, columns, depth: 0, stages: 0, warps, across, blocks };
             let room = tile.room(device);
-            // A stage is 64 or 128 bytes along the depth: deeper ones need fewer barriers. Large tiles of f32 would be long code.
-            let shallow = dtype == DType::F32 && rows * columns > 64 * 64;
+            // A stage is 64 or 128 bytes along the depth: deeper ones need fewer barriers, but more registers for addresses, of which blocks with
+            // 128 accumulators for a thread have none to spare if there are two; and large tiles of f32 would be long code.
+            let each = rows * columns / (warps * 32);
+            let shallow = if dtype == DType::F32 { rows * columns > 64 * 64 } else { each >= 128 && blocks > 1 };
             for bytes in if shallow { &[64][..] } else { &[128, 64] } {
                 tile.depth = bytes / dtype.size() as u32;
                 tile.stages = (room / tile.stage_bytes(dtype)).min(MOST_STAGES);
@@ -222,37 +225,46 @@ impl Problem {
         let (rows, width) = (f64::from(tile.rows), f64::from(tile.columns));
         let peak = if self.dtype == DType::F32 { device.f32_flops } else { device.matrix_flops };
         let depth = up(self.depth, tile.depth).max(1.0) * f64::from(tile.depth);
-        // Multiprocessors take tiles until none is left; each has as many as the busiest. A multiprocessor needs several warps to be busy, and
-        // the epilogue of a block is hidden only behind another's loop.
+        // Multiprocessors take tiles until none is left; each has as many as the busiest. It needs several warps to be busy.
         let busiest = (blocks / multiprocessors).ceil();
-        let together = resident.min(busiest);
+        let together = resident.min(busiest).max(1.0);
         let warps = together * f64::from(tile.warps);
-        let overlap = if together > 1.0 { 1.0 } else { 0.85 };
-        let rate = peak / multiprocessors * efficiency(tile, self.dtype) * (warps / 8.0).min(1.0) * overlap;
+        let rate = peak / multiprocessors * efficiency(tile, self.dtype) * (warps / 8.0).min(1.0);
         let compute = busiest * 2.0 * rows * width * depth / rate;
 
-        let cached = blocks * (rows + width) * depth * bytes;
+        let cached = blocks * (rows + width) * depth * bytes / device.cache_bandwidth;
         let all: f64 = self.parts.iter().map(|(columns, segments)| columns * f64::from(*segments)).sum();
+        let once = self.batch * (self.rows + all) * self.depth * bytes / device.bandwidth;
+        // What a block has asked for and not yet got limits what it gets, in each of its stages.
+        let waves = (busiest / together).ceil();
+        let latency = waves * depth / f64::from(tile.depth) * LATENCY / f64::from(tile.stages - 1);
+        let bounds = [compute, cached, once, latency];
+        let largest = bounds.into_iter().fold(0.0, f64::max);
+        // What is not the bound is not hidden wholly either.
+        let product = largest + 0.1 * (bounds.into_iter().sum::<f64>() - largest);
+
+        // Epilogues ask for memory and wait for it: many warps keep it busy. They are hidden only behind the loops of other blocks.
         let points: f64 = self.parts.iter().map(|(columns, _)| columns).sum();
-        let once = self.batch * ((self.rows + all) * self.depth * bytes + self.rows * points * self.epilogue_bytes);
+        let busy = (warps / 16.0).min(1.0);
+        let epilogue = self.batch * self.rows * points * self.epilogue_bytes / (device.bandwidth * busy);
+        let both = product + epilogue - if together > 1.0 { 0.7 * product.min(epilogue) } else { 0.0 };
         let through: f64 = (self.parts.iter().zip(columns))
             .filter(|(_, columns)| columns.wide)
             .map(|((columns, segments), _)| 8.0 * self.batch * self.rows * columns * f64::from(*segments))
             .sum();
-        // What a block has asked for and not yet got limits what it gets, in each of its stages.
-        let waves = (busiest / together.max(1.0)).ceil();
-        let latency = waves * depth / f64::from(tile.depth) * LATENCY / f64::from(tile.stages - 1);
-        let bounds = [cached / device.cache_bandwidth, once / device.bandwidth, latency];
-        LAUNCH + through / device.bandwidth + bounds.into_iter().fold(compute, f64::max)
+        let launches = if through > 0.0 { 2.0 } else { 1.0 };
+        launches * LAUNCH + through / device.bandwidth + both
     }
 }
 
 /// The part of the peak that shared memory allows: a warp reads its share of both factors for the products of its share of the tile.
 fn efficiency(tile: &Tile, dtype: DType) -> f64 {
-    if dtype == DType::F32 {
-        return 0.8;
-    }
     let (rows, columns) = (f64::from(tile.rows * tile.across / tile.warps), f64::from(tile.columns / tile.across));
+    if dtype == DType::F32 {
+        // 8 x 8 accumulators of a thread keep multipliers and shared memory equally busy.
+        let (rows, columns) = (rows / 8.0, columns / 4.0);
+        return (rows * columns / (rows + columns) / 4.0).min(1.0) * 0.8;
+    }
     // 64 x 64 reads just what 128 bytes per cycle allow.
     (rows * columns / (rows + columns) / 32.0).min(1.0)
 }

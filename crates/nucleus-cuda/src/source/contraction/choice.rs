@@ -60,6 +60,11 @@ fn lanes(class: &Class, axis: usize, columns: u32) -> u32 {
     lanes
 }
 
+/// Loads of an epilogue.
+fn loads(class: &Class) -> usize {
+    class.part.epilogue.steps.iter().filter(|step| matches!(step, Step::Load(_))).count()
+}
+
 /// The axis of an epilogue along which columns are neighbours.
 pub(super) fn column_axis(contraction: &Contraction, part: &Part) -> usize {
     contraction.batch.len() + contraction.rows.len() + usize::from(part.groups.is_some())
@@ -81,7 +86,13 @@ pub(super) fn choose(
     }
     let problems = problems(kernel, contraction, classes, facts);
     let mut best: Option<(f64, Tile, Vec<Shape>)> = None;
-    for tile in Tile::all(contraction.dtype, device) {
+    for mut tile in Tile::all(contraction.dtype, device) {
+        // The results of many loads want registers at a time.
+        tile.blocks = match classes.iter().map(loads).max() {
+            Some(0..16) | None => tile.blocks,
+            Some(16..32) => tile.blocks.min(3),
+            Some(32..) => tile.blocks.min(2),
+        };
         let shapes = shapes(&tile);
         let mut columns = vec![Columns { each: 0, wide: false }; contraction.parts.len()];
         for (class, shape) in classes.iter().zip(&shapes) {

@@ -41,6 +41,10 @@ pub(super) struct Move {
     pub(super) elements: i64,
     /// Not a copy.
     pub(super) computed: bool,
+    /// `elements` divides the depth.
+    pub(super) whole_depth: bool,
+    /// `elements` divides the number of lines.
+    pub(super) whole_lines: bool,
 }
 
 impl Factor<'_> {
@@ -52,10 +56,15 @@ impl Factor<'_> {
     /// The best way to move it.
     pub(super) fn choose(&self) -> Move {
         let bytes = self.dtype.size() as i64;
+        let way = |depth_major: bool, elements: i64, computed: bool| {
+            let whole = |divisor: i64| divisor % elements == 0;
+            let (whole_depth, whole_lines) = (whole(self.depth_divisor), whole(self.whole_lines));
+            Move { depth_major, elements, computed, whole_depth, whole_lines }
+        };
         // The fewest bytes of an asynchronous copy are 4.
         let copy = |depth_major: bool, elements: i64| {
             let elements = elements.min(16 / bytes);
-            (elements * bytes >= 4).then_some(Move { depth_major, elements, computed: false })
+            (elements * bytes >= 4).then(|| way(depth_major, elements, false))
         };
         let copies = self.plain().and_then(|access| {
             let unit = |axis: usize| access.strides[axis].is(1) && !through(access, axis);
@@ -79,9 +88,9 @@ impl Factor<'_> {
             }
             let most = 16 / bytes;
             if lines_side_by_side {
-                Move { depth_major: false, elements: most.min(self.granularity), computed: true }
+                way(false, most.min(self.granularity), true)
             } else {
-                Move { depth_major: true, elements: most, computed: true }
+                way(true, most, true)
             }
         })
     }
@@ -144,8 +153,8 @@ impl Factor<'_> {
             fact("DEPTH_MAJOR", way.depth_major),
             way.elements,
             fact("COMPUTED", way.computed),
-            fact("WHOLE_DEPTH", self.depth_divisor % way.elements == 0),
-            fact("WHOLE_LINES", self.whole_lines % way.elements == 0),
+            fact("WHOLE_DEPTH", way.whole_depth),
+            fact("WHOLE_LINES", way.whole_lines),
         );
         Ok((slot, text))
     }

@@ -5,7 +5,7 @@
 //! `Right0`, … turn these numbers into coordinates. A tile has as many accumulators for every part; the segments of a part share them: a tile
 //! has [`Shape::columns`] columns of every segment, whole groups where there are any. Where not even one fits, the part is *wide*: its accumulators pass through scratch memory.
 //!
-//! Parts that differ in numbers of operands and sizes alone are one struct, see [`class`]; the main loop is compiled once for each struct.
+//! Parts that differ in numbers of operands and sizes alone are one struct, see [`class`]. The main loop is compiled once, unless right factors are moved in different ways: then for each struct.
 
 mod choice;
 mod class;
@@ -55,9 +55,13 @@ pub(super) fn source(
     }
     let (slot, left) = part::left(kernel, contraction, facts).print("Left")?;
     slots.extend([slot, left]);
+    let mut moves = Vec::new();
     for (number, (class, shape)) in classes.iter().zip(&shapes).enumerate() {
-        slots.extend(part::part(contraction, facts, class, shape, number)?);
+        let part = part::part(contraction, facts, class, shape, number)?;
+        slots.extend(part.slots);
+        moves.push(part.right);
     }
+    let one_loop = moves.iter().all(|way| *way == moves[0] && !way.computed);
     slots.push(each_part(contraction.parts.len(), &classes));
     if let Some(wide) = &wide {
         slots.push(wide.each.clone());
@@ -75,6 +79,7 @@ pub(super) fn source(
         ("EVEN_DEPTH", number(u32::from(even(contraction.depth)))),
         ("SLICE_ROWS", number(tile.slice_rows(dtype, &device))),
         ("GROUP_ROWS", number(GROUP_ROWS)),
+        ("ONE_LOOP", number(u32::from(one_loop))),
         ("WARPS_ACROSS", number(tile.across)),
     ];
     if dtype == DType::F32 {

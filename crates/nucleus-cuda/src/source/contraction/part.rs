@@ -6,7 +6,7 @@ use nucleus_plan::{Contraction, Kernel, ReductionOp, ScalarFunction, StepId};
 
 use super::choice::{Shape, column_axis};
 use super::class::Class;
-use super::factor::Factor;
+use super::factor::{Factor, Move};
 use crate::facts::Facts;
 use crate::source::space::{coordinates, size};
 use crate::source::{Direct, Slot, SourceError};
@@ -44,7 +44,7 @@ pub(super) fn part(
     class: &Class,
     shape: &Shape,
     number: usize,
-) -> Result<Vec<String>, SourceError> {
+) -> Result<Printed, SourceError> {
     let part = &class.part;
     let (batch, segments) = (contraction.batch.len(), part.segments);
     let columns = class.facts.divisor(part.columns);
@@ -74,6 +74,7 @@ pub(super) fn part(
         granularity,
         whole_lines,
     };
+    let way = right.choose();
     let (value, right) = right.print(&format!("Right{number}"))?;
     let mut slots = vec![value, right];
 
@@ -143,7 +144,15 @@ pub(super) fn part(
     if shape.wide {
         slots.push(spilled(class, shape, number));
     }
-    Ok(slots)
+    Ok(Printed { slots, right: way })
+}
+
+/// A class in C++.
+pub(super) struct Printed {
+    /// Its functions and structs.
+    pub(super) slots: Vec<String>,
+    /// How its right factor is moved.
+    pub(super) right: Move,
 }
 
 /// The pieces of the struct of a part.
