@@ -13,6 +13,7 @@ mod harness;
 mod leading_axes;
 mod maps;
 mod parts;
+mod products;
 mod races;
 mod random_functions;
 mod reductions;

@@ -14,3 +14,5 @@ mod contractions;
 mod groups;
 #[path = "../../../nucleus-cpu/tests/executor/maps.rs"]
 mod maps;
+#[path = "../../../nucleus-cpu/tests/executor/products.rs"]
+mod products;

@@ -17,10 +17,13 @@ pub(super) struct Shape {
     pub(super) lanes: u32,
     /// A group, or a column of every segment, does not fit: accumulators go to scratch memory, see `matmul/wide.cuh`.
     pub(super) wide: bool,
+    /// One half of the product is computed.
+    pub(super) symmetric: bool,
 }
 
 /// The shape of a part in a tile.
-fn shape(class: &Class, axis: usize, tile: &Tile) -> Shape {
+fn shape(contraction: &Contraction, class: &Class, tile: &Tile) -> Shape {
+    let axis = column_axis(contraction, &class.part);
     let each = tile.columns / class.part.segments.max(1);
     let columns = match &class.part.groups {
         Some(groups) => each / groups.width.max(1) * groups.width,
@@ -29,8 +32,11 @@ fn shape(class: &Class, axis: usize, tile: &Tile) -> Shape {
         None => each,
     };
     let wide = columns == 0;
+    // The other half is stored where rows and columns are exchanged: there must be as many of both.
+    let square = |member: &usize| contraction.rows.as_slice() == [contraction.parts[*member].columns];
+    let symmetric = class.part.symmetric && class.members.iter().all(square);
     let lanes = lanes(class, axis, if wide { 64 } else { columns });
-    Shape { columns: if wide { tile.columns } else { columns }, lanes, wide }
+    Shape { columns: if wide { tile.columns } else { columns }, lanes, wide, symmetric }
 }
 
 /// Neighbouring columns for a thread: as many as fill 16 bytes of the widest element that is stored, where accesses are aligned.
@@ -79,7 +85,7 @@ pub(super) fn choose(
     device: &Device,
 ) -> Result<(Tile, Vec<Shape>), SourceError> {
     let shapes = |tile: &Tile| -> Vec<Shape> {
-        classes.iter().map(|class| shape(class, column_axis(contraction, &class.part), tile)).collect()
+        classes.iter().map(|class| shape(contraction, class, tile)).collect()
     };
     if let Some(tile) = facts.tile().filter(|tile| tile.is_legal(contraction.dtype, device)) {
         return Ok((tile, shapes(&tile)));

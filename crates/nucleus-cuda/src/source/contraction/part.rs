@@ -198,7 +198,7 @@ impl Structs {
             shape.columns,
             (*sums).max(1),
             part.interleaved,
-            part.symmetric,
+            shape.symmetric,
             columns % i64::from(shape.lanes) == 0,
             size(part.columns, &class.names),
             lanes = shape.lanes,
