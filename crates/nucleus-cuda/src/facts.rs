@@ -33,7 +33,8 @@ impl Facts {
         let sample = largest_sample(plan).unwrap_or_default();
         let launches = plan.launches.iter().filter(|launch| launch.kernel == kernel);
         // Sizes without a value there, such as those that are negative, tell nothing.
-        let sizes = launches.filter_map(|launch| launch.sizes.iter().map(|size| size.eval(&sample).ok()).collect());
+        let sizes =
+            launches.filter_map(|launch| launch.sizes.iter().map(|size| size.eval(&sample).ok()).collect());
         Facts { divisors, samples: sizes.collect(), tile: None }
     }
 

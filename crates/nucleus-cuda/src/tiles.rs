@@ -90,8 +90,14 @@ const MATRIX: [(u32, u32, u32, u32, u32); 10] = [
 ];
 
 /// The same for f32: a warp has 8 x 4 threads of up to 8 x 8 accumulators.
-const F32: [(u32, u32, u32, u32, u32); 6] =
-    [(128, 128, 8, 4, 1), (128, 64, 4, 2, 2), (64, 64, 4, 2, 3), (64, 128, 4, 4, 2), (32, 64, 4, 4, 4), (32, 16, 1, 1, 8)];
+const F32: [(u32, u32, u32, u32, u32); 6] = [
+    (128, 128, 8, 4, 1),
+    (128, 64, 4, 2, 2),
+    (64, 64, 4, 2, 3),
+    (64, 128, 4, 4, 2),
+    (32, 64, 4, 4, 4),
+    (32, 16, 1, 1, 8),
+];
 
 /// The most stages: more than that hides no more latency.
 const MOST_STAGES: u32 = 6;
@@ -110,7 +116,8 @@ impl Tile {
             // A stage is 64 or 128 bytes along the depth: deeper ones need fewer barriers, but more registers for addresses, of which blocks with
             // 128 accumulators for a thread have none to spare if there are two; and large tiles of f32 would be long code.
             let each = rows * columns / (warps * 32);
-            let shallow = if dtype == DType::F32 { rows * columns > 64 * 64 } else { each >= 128 && blocks > 1 };
+            let shallow =
+                if dtype == DType::F32 { rows * columns > 64 * 64 } else { each >= 128 && blocks > 1 };
             for bytes in if shallow { &[64][..] } else { &[128, 64] } {
                 tile.depth = bytes / dtype.size() as u32;
                 tile.stages = (room / tile.stage_bytes(dtype)).min(MOST_STAGES);
@@ -214,11 +221,13 @@ impl Problem {
     pub fn time(&self, tile: &Tile, columns: &[Columns], device: &Device) -> f64 {
         let bytes = self.dtype.size() as f64;
         let up = |whole: f64, part: u32| (whole / f64::from(part.max(1))).ceil();
-        let across: f64 = self.parts.iter().zip(columns).map(|((all, _), columns)| up(*all, columns.each)).sum();
+        let across: f64 =
+            self.parts.iter().zip(columns).map(|((all, _), columns)| up(*all, columns.each)).sum();
         let blocks = self.batch * up(self.rows, tile.rows) * across;
         let multiprocessors = f64::from(device.multiprocessors);
 
-        let shared = f64::from(device.shared_memory / (tile.shared_bytes(self.dtype, device) + 1024)).max(1.0);
+        let shared =
+            f64::from(device.shared_memory / (tile.shared_bytes(self.dtype, device) + 1024)).max(1.0);
         let threads = f64::from(device.threads / tile.threads()).max(1.0);
         let resident = shared.min(threads).min(f64::from(tile.blocks.max(1)));
 
@@ -259,7 +268,8 @@ impl Problem {
 
 /// The part of the peak that shared memory allows: a warp reads its share of both factors for the products of its share of the tile.
 fn efficiency(tile: &Tile, dtype: DType) -> f64 {
-    let (rows, columns) = (f64::from(tile.rows * tile.across / tile.warps), f64::from(tile.columns / tile.across));
+    let (rows, columns) =
+        (f64::from(tile.rows * tile.across / tile.warps), f64::from(tile.columns / tile.across));
     if dtype == DType::F32 {
         // 8 x 8 accumulators of a thread keep multipliers and shared memory equally busy.
         let (rows, columns) = (rows / 8.0, columns / 4.0);

@@ -77,7 +77,9 @@ impl Tuning {
 
     /// Facts with the tile that was measured for this kernel on a device of that name, if one was.
     pub fn apply(&self, device: &str, kernel: &Kernel, facts: Facts) -> Facts {
-        let (Anchor::Matmul(contraction) | Anchor::GroupedMatmul(contraction)) = &kernel.anchor else { return facts };
+        let (Anchor::Matmul(contraction) | Anchor::GroupedMatmul(contraction)) = &kernel.anchor else {
+            return facts;
+        };
         let Some(shape) = shape(contraction, &facts) else { return facts };
         let hash = blake3::hash(kernel.to_string().as_bytes()).to_hex().to_string();
         match self.tiles.get(&(device.to_owned(), hash, shape)) {
@@ -93,12 +95,16 @@ fn shape(contraction: &Contraction, facts: &Facts) -> Option<String> {
         let product = |extents: &[Size]| {
             extents.iter().fold(1i64, |product, extent| product.saturating_mul(extent.value(sizes).max(0)))
         };
-        let columns = contraction.parts.iter().map(|part| {
-            let all = part.columns.value(sizes).max(0).saturating_mul(i64::from(part.segments));
-            all
-        });
+        let columns = contraction.parts.iter();
+        let columns =
+            columns.map(|part| part.columns.value(sizes).max(0).saturating_mul(part.segments.into()));
         let columns = columns.fold(0, i64::saturating_add);
-        [product(&contraction.batch), product(&contraction.rows), columns, contraction.depth.value(sizes).max(0)]
+        [
+            product(&contraction.batch),
+            product(&contraction.rows),
+            columns,
+            contraction.depth.value(sizes).max(0),
+        ]
     };
     let largest = facts.samples().iter().map(|sizes| bucket(sizes)).max_by_key(|extents| {
         extents.iter().fold(1u128, |volume, extent| volume.saturating_mul(u128::from(extent.unsigned_abs())))

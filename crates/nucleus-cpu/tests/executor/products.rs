@@ -207,7 +207,9 @@ fn parts_that_are_alike() {
 
 /// Declarations in the order in which a plan has them: outputs before weights.
 fn by_kind(lines: &[&str]) -> String {
-    let of = |kind: &str| lines.iter().filter(|line| line.trim_start().starts_with(kind)).copied().collect::<Vec<_>>();
+    let of = |kind: &str| {
+        lines.iter().filter(|line| line.trim_start().starts_with(kind)).copied().collect::<Vec<_>>()
+    };
     [of("output"), of("weight")].concat().join("\n")
 }
 

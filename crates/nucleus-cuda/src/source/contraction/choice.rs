@@ -84,9 +84,8 @@ pub(super) fn choose(
     facts: &Facts,
     device: &Device,
 ) -> Result<(Tile, Vec<Shape>), SourceError> {
-    let shapes = |tile: &Tile| -> Vec<Shape> {
-        classes.iter().map(|class| shape(contraction, class, tile)).collect()
-    };
+    let shapes =
+        |tile: &Tile| -> Vec<Shape> { classes.iter().map(|class| shape(contraction, class, tile)).collect() };
     if let Some(tile) = facts.tile().filter(|tile| tile.is_legal(contraction.dtype, device)) {
         return Ok((tile, shapes(&tile)));
     }
@@ -122,7 +121,8 @@ fn problems(kernel: &Kernel, contraction: &Contraction, classes: &[Class], facts
     let samples = if facts.samples().is_empty() { &unknown } else { facts.samples() };
     let bytes = |class: &Class| -> f64 {
         let accesses = class.part.epilogue.accesses();
-        let of = |operand: u32| class.operands.get(operand as usize).map_or(0, |operand| operand.dtype.size());
+        let of =
+            |operand: u32| class.operands.get(operand as usize).map_or(0, |operand| operand.dtype.size());
         accesses.map(|access| of(access.operand) as f64).sum::<f64>() * class.members.len() as f64
     };
     let epilogue_bytes = classes.iter().map(bytes).sum::<f64>() / contraction.parts.len().max(1) as f64;
@@ -146,4 +146,3 @@ fn problems(kernel: &Kernel, contraction: &Contraction, classes: &[Class], facts
     }
     problems
 }
-

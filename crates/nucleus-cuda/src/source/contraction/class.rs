@@ -38,6 +38,9 @@ impl Names for PartNames {
     }
 }
 
+/// Parts of a class: their numbers, and the numbers of what they use.
+type Members = Vec<(usize, Numbers)>;
+
 /// The numbers that a part had before it was renumbered.
 #[derive(Default)]
 struct Numbers {
@@ -91,13 +94,14 @@ pub(super) fn classes(
     facts: &Facts,
 ) -> Result<(Vec<Class>, String), SourceError> {
     let mut found: HashMap<(Part, Vec<Operand>), usize> = HashMap::new();
-    let mut classes: Vec<(Part, Vec<Operand>, Vec<(usize, Numbers)>)> = Vec::new();
+    let mut classes: Vec<(Part, Vec<Operand>, Members)> = Vec::new();
     for (number, part) in contraction.parts.iter().enumerate() {
         let mut numbers = Numbers::default();
         let part = numbers.part(part);
         let operands = numbers.operands.iter().map(|operand| kernel.operands.get(*operand as usize).copied());
-        let operands: Vec<Operand> =
-            operands.collect::<Option<_>>().ok_or_else(|| SourceError::Malformed(format!("part {number}")))?;
+        let operands: Vec<Operand> = operands
+            .collect::<Option<_>>()
+            .ok_or_else(|| SourceError::Malformed(format!("part {number}")))?;
         let class = *found.entry((part.clone(), operands.clone())).or_insert_with(|| {
             classes.push((part, operands, Vec::new()));
             classes.len() - 1
@@ -116,7 +120,13 @@ pub(super) fn classes(
             let numbers: Vec<usize> = members.iter().map(|(number, _)| *number).collect();
             let sizes = of(|numbers| &numbers.sizes);
             let names = PartNames {
-                operands: names("args.o", "PART_OPERANDS", &of(|n| &n.operands), &numbers, &mut operand_table),
+                operands: names(
+                    "args.o",
+                    "PART_OPERANDS",
+                    &of(|n| &n.operands),
+                    &numbers,
+                    &mut operand_table,
+                ),
                 sizes: names("args.s", "PART_SIZES", &sizes, &numbers, &mut size_table),
             };
             Class { part, operands, facts: facts.of_any(&sizes), members: numbers, names }
@@ -127,7 +137,13 @@ pub(super) fn classes(
 }
 
 /// The C++ expression of everything that the members of a class list: `array` at a number, or at what the table has for the part.
-fn names(array: &str, table: &str, lists: &[Vec<u32>], members: &[usize], rows: &mut [Vec<u32>]) -> Vec<String> {
+fn names(
+    array: &str,
+    table: &str,
+    lists: &[Vec<u32>],
+    members: &[usize],
+    rows: &mut [Vec<u32>],
+) -> Vec<String> {
     let count = lists.first().map_or(0, Vec::len);
     let mut names = Vec::with_capacity(count);
     for j in 0..count {

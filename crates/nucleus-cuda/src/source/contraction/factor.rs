@@ -107,30 +107,34 @@ impl Factor<'_> {
         let way = self.choose();
         let axes = self.depth_axis.max(self.first_line + self.lines.len().max(1) - 1) + 1;
         let mut coordinates = coordinates("u32(batch)", 0, self.batch, self.outer);
-        coordinates += &crate::source::space::coordinates("u32(line)", self.first_line, self.lines, self.outer);
+        coordinates +=
+            &crate::source::space::coordinates("u32(line)", self.first_line, self.lines, self.outer);
         let depth = self.depth_axis;
-        let (mut slot, body) = (String::new(), match self.plain().filter(|_| !way.computed) {
-            Some(access) => {
-                let along = if way.depth_major { depth } else { self.line_axis().unwrap_or(depth) };
-                let step = if way.depth_major { Size::Const(1) } else { access.strides[depth] };
-                debug_assert!(access.strides[along].is(1));
-                format!(
-                    "    DEVICE const Product* address(const Arguments& args, int part, int batch, int line) {{\n{coordinates}    \
+        let (mut slot, body) = (
+            String::new(),
+            match self.plain().filter(|_| !way.computed) {
+                Some(access) => {
+                    let along = if way.depth_major { depth } else { self.line_axis().unwrap_or(depth) };
+                    let step = if way.depth_major { Size::Const(1) } else { access.strides[depth] };
+                    debug_assert!(access.strides[along].is(1));
+                    format!(
+                        "    DEVICE const Product* address(const Arguments& args, int part, int batch, int line) {{\n{coordinates}    \
                      const int i{depth} = 0;\n    return memory<const Product>({}) + ({});\n    }}\n    \
                      DEVICE i64 step(const Arguments& args, int part) {{ return {}; }}\n",
-                    self.names.operand(access.operand),
-                    element(access, self.names),
-                    size(step, self.names),
-                )
-            }
-            None => {
-                let arguments: String = (0..axes).map(|axis| format!(", i{axis}")).collect();
-                format!(
-                    "    template <int V>\n    DEVICE Lanes<float, V> value(const Arguments& args, int part, int batch, int line, int depth) \
+                        self.names.operand(access.operand),
+                        element(access, self.names),
+                        size(step, self.names),
+                    )
+                }
+                None => {
+                    let arguments: String = (0..axes).map(|axis| format!(", i{axis}")).collect();
+                    format!(
+                        "    template <int V>\n    DEVICE Lanes<float, V> value(const Arguments& args, int part, int batch, int line, int depth) \
                      {{\n{coordinates}    const int i{depth} = depth;\n    return {name}_value<V>(args, part{arguments});\n    }}\n",
-                )
-            }
-        });
+                    )
+                }
+            },
+        );
         if way.computed {
             slot = Slot {
                 name: format!("{name}_value"),

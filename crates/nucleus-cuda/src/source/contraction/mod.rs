@@ -95,7 +95,12 @@ pub(super) fn source(
     if let Some(wide) = &wide {
         constants.push(("WIDE_ROWS", number(WIDE_ROWS)));
         let threads = tile.threads();
-        functions.push(Function { name: "finish", threads, shared_bytes: 0, grid: Grid::line(wide.grid.clone()) });
+        functions.push(Function {
+            name: "finish",
+            threads,
+            shared_bytes: 0,
+            grid: Grid::line(wide.grid.clone()),
+        });
     }
     let template = match (dtype, &wide) {
         (DType::F32, None) => "sm80_f32_matmul.cuh",
@@ -162,7 +167,12 @@ fn sizes(contraction: &Contraction, classes: &[Class], shapes: &[Shape]) -> Stri
                     count.to_string()
                 }
                 columns => {
-                    format!("ceil_div({} * {}, {})", size(columns, &Direct), together(class, shape), shape.columns)
+                    format!(
+                        "ceil_div({} * {}, {})",
+                        size(columns, &Direct),
+                        together(class, shape),
+                        shape.columns
+                    )
                 }
             };
         }
@@ -180,7 +190,10 @@ fn sizes(contraction: &Contraction, classes: &[Class], shapes: &[Shape]) -> Stri
             if part + 1 == of_part.len() {
                 let _ = writeln!(text, "    return {part};");
             } else {
-                let _ = writeln!(text, "    if (column_tile < {count}) return {part};\n    column_tile -= {count};");
+                let _ = writeln!(
+                    text,
+                    "    if (column_tile < {count}) return {part};\n    column_tile -= {count};"
+                );
             }
         }
         text
@@ -244,7 +257,11 @@ impl Wide {
                 scratch = scratch.plus(bytes.times(&contraction.rows, 1).times(&contraction.batch, 1));
                 parts.push(member.to_string());
             }
-            let _ = writeln!(each, "    if (number < {}) return body.template run<Whole{number}>(part);", parts.len());
+            let _ = writeln!(
+                each,
+                "    if (number < {}) return body.template run<Whole{number}>(part);",
+                parts.len()
+            );
         }
         if parts.is_empty() {
             return None;

@@ -125,10 +125,13 @@ pub(super) fn part(
         if count == 0 {
             continue;
         }
+        if count > 64 {
+            return Err(SourceError::Unsupported(format!("{count} reductions at a time")));
+        }
         let values: Vec<_> = phase.reductions.iter().map(|reduction| reduction.value).collect();
         slots.push(slot(format!("phase{number}_{position}"), &phase.function, &values)?);
         let largest = phase.reductions.iter().enumerate().filter(|(_, r)| r.op == ReductionOp::Max);
-        let largest: u64 = largest.map(|(bit, _)| 1u64.checked_shl(bit as u32).unwrap_or(0)).sum();
+        let largest: u64 = largest.map(|(bit, _)| 1u64 << bit).sum();
         let _ = write!(
             structs,
             "    struct Phase{position} {{\n    static constexpr int COUNT = {count}, FIRST = {first};\n    static constexpr u64 LARGEST = {largest}u;\n    \
@@ -175,8 +178,13 @@ impl Structs {
         let segments = part.segments;
         let (name, head) = if shape.wide {
             // What groups, or rows, begin with.
-            let begin = if group > 0 { power_in(i64::from(group) * i64::from(if part.interleaved { segments } else { 1 })) } else { 64 };
-            let aligned = begin.min(columns * if part.interleaved { power_in(i64::from(segments)) } else { 1 }).min(4);
+            let begin = if group > 0 {
+                power_in(i64::from(group) * i64::from(if part.interleaved { segments } else { 1 }))
+            } else {
+                64
+            };
+            let aligned =
+                begin.min(columns * if part.interleaved { power_in(i64::from(segments)) } else { 1 }).min(4);
             let row = format!("i64({}) * {segments}", size(part.columns, &class.names));
             let accumulators = format!(
                 "    static constexpr int ALIGNED = {aligned};\n    \
