@@ -7,7 +7,7 @@
 //   GROUP          columns of a group, or 0; TILE is a multiple of it
 //   SUMS           results of its phases, at least 1
 //   EVEN           true if LANES divides the columns, so that no row ends between lanes
-//   LANES          neighbouring columns that a thread computes at a time; divides TILE or, if there are groups, GROUP or is 1
+//   LANES          neighbouring columns that a thread computes at a time; divides TILE or, if there are groups, GROUP
 //   static int columns(args, part)
 //   static void epilogue<V>(args, part, batch, row, column, lane, sum)       float (&lane)[SEGMENTS][V], float (&sum)[SUMS]
 //   static void reduce(phases)       phases.reduce<Phase>() for every phase; Phase has COUNT reductions numbered from FIRST, of which those
@@ -42,9 +42,18 @@ struct Accumulators {
     }
 };
 
-// One row and group; the lanes of a warp take its columns.
+// Threads for a group of so many columns: as many as have something to do, a power of two, at most a warp.
+DEVICE constexpr int group_threads(int columns) {
+    int threads = 1;
+    while (threads < columns && threads < 32) threads *= 2;
+    return threads;
+}
+
+// One row and group, whose columns are taken by neighbouring threads of a warp.
 template <class P, class A>
 struct Phases {
+    static constexpr int ACROSS = group_threads((P::GROUP + P::LANES - 1) / P::LANES);
+
     const Arguments& args;
     const A& accumulators;
     int part, batch, r, row, column, at;
@@ -55,7 +64,7 @@ struct Phases {
         constexpr int V = P::LANES;
         float total[Phase::COUNT];
         UNROLL for (int j = 0; j < Phase::COUNT; ++j) total[j] = Phase::LARGEST >> j & 1 ? -INFINITE : 0.0f;
-        for (int c = int(threadIdx.x % 32) * V; c < P::GROUP; c += 32 * V) {
+        for (int c = int(threadIdx.x % ACROSS) * V; c < P::GROUP; c += ACROSS * V) {
             float lane[P::SEGMENTS][V], value[Phase::COUNT][V];
             accumulators.read(r, at + c, lane);
             Phase::template values<V>(args, part, batch, row, column + c, lane, sum, value);
@@ -64,7 +73,7 @@ struct Phases {
             }
         }
         UNROLL for (int j = 0; j < Phase::COUNT; ++j) {
-            UNROLL for (int apart = 16; apart; apart /= 2) {
+            UNROLL for (int apart = ACROSS / 2; apart; apart /= 2) {
                 total[j] = combine<Phase>(j, total[j], __shfl_xor_sync(0xffffffff, total[j], apart));
             }
             sum[Phase::FIRST + j] = total[j];
@@ -78,7 +87,7 @@ struct Phases {
 
     METHOD void epilogue() {
         constexpr int V = P::LANES;
-        for (int c = int(threadIdx.x % 32) * V; c < P::GROUP; c += 32 * V) {
+        for (int c = int(threadIdx.x % ACROSS) * V; c < P::GROUP; c += ACROSS * V) {
             float lane[P::SEGMENTS][V];
             accumulators.read(r, at + c, lane);
             P::template epilogue<V>(args, part, batch, row, column + c, lane, sum);
@@ -100,14 +109,17 @@ DEVICE void epilogue_rows(const Arguments& args, int part, int batch, const A& a
                           int across) {
     constexpr int V = P::LANES;
     if constexpr (P::GROUP > 0) {
-        // A warp for every row and group: all of its lanes are in the same one.
-        const int groups = across / P::GROUP;
-        for (int item = int(threadIdx.x / 32); item < count * groups; item += THREADS / 32) {
-            const int r = item / groups, at = item % groups * P::GROUP;
-            if (at >= width) continue;
-            Phases<P, A> phases{args, accumulators, part, batch, r, row0 + r, column0 + at, at, {}};
+        // A warp has as many rows and groups as it has room for. All of its threads take part in reductions, those without a row of their own too.
+        constexpr int ITEMS = 32 / Phases<P, A>::ACROSS;
+        const int groups = across / P::GROUP, items = count * groups;
+        for (int first = int(threadIdx.x / 32) * ITEMS; first < items; first += THREADS / 32 * ITEMS) {
+            const int item = first + int(threadIdx.x % 32) / Phases<P, A>::ACROSS;
+            const int at = item % groups * P::GROUP;
+            const bool inside = item < items && at < width;
+            const int r = inside ? item / groups : 0, from = inside ? at : 0;
+            Phases<P, A> phases{args, accumulators, part, batch, r, row0 + r, column0 + from, from, {}};
             P::reduce(phases);
-            phases.epilogue();
+            if (inside) phases.epilogue();
         }
     } else {
         const int per_row = ceil_div(across, V);

@@ -8,6 +8,7 @@ mod contraction;
 mod function;
 mod grid;
 mod map;
+mod pairs;
 mod space;
 mod templates;
 

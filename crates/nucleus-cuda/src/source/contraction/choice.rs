@@ -52,18 +52,15 @@ fn lanes(class: &Class, axis: usize, columns: u32) -> u32 {
         let Some(stride) = access.strides.get(axis) else { continue };
         if stride.is(1) {
             lanes = lanes.min(class.facts.alignment(access, axis));
+        } else if stride.is(2) {
+            // Elements that alternate with another access's are moved with them, from the even one on.
+            let odd = matches!(access.offset, Size::Const(offset) if offset % 2 != 0);
+            lanes = lanes.min(if odd { lanes } else { class.facts.alignment(access, axis) });
         } else if !stride.is(0) {
             lanes = lanes.min(2);
         }
     }
-    let mut lanes = (lanes.max(1) as u32).min(1 << unit.trailing_zeros());
-    if class.part.groups.is_some() {
-        // All threads of a warp have something to do.
-        while lanes > 1 && lanes * 32 > unit {
-            lanes /= 2;
-        }
-    }
-    lanes
+    (lanes.max(1) as u32).min(1 << unit.trailing_zeros())
 }
 
 /// Loads of an epilogue.
