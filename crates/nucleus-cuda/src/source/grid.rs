@@ -73,7 +73,9 @@ pub struct Grid {
 
 /// A grid larger than a device takes.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("a launch needs {needed} blocks along axis {axis} of its grid; {limit} are possible: use smaller sizes")]
+#[error(
+    "a launch needs {needed} blocks along axis {axis} of its grid; {limit} are possible: use smaller sizes"
+)]
 pub struct GridError {
     axis: usize,
     needed: u64,
