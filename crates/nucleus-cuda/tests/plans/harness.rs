@@ -11,6 +11,10 @@ pub(crate) use crate::case::{
 };
 use crate::shim::Program;
 
+/// Random functions that are compared: plans, each a program to compile, and functions of each.
+pub(crate) const RANDOM_PLANS: u32 = 1;
+pub(crate) const FUNCTIONS_OF_A_PLAN: usize = 10;
+
 /// Checks outputs against the interpreter, and that the order in which threads run changes no bit.
 pub(crate) fn check(case: &Case) {
     check_plan(&plan(case.text), case.dims, case.value, case.tolerance);
