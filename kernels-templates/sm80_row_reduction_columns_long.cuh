@@ -80,7 +80,7 @@ DEVICE void partial(const Arguments& args) {
         }
         if (active && y == 0) {
             UNROLL for (int l = 0; l < LANES; ++l) total[r][l] = shared[l * TX + x];
-            store_lanes<LANES>(slot(args, FIRST + r, number, chunk), total[r]);
+            store_global<LANES>(slot(args, FIRST + r, number, chunk), total[r]);
         }
         __syncthreads();
     }

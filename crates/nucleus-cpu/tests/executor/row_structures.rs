@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::harness::{Case, DEFAULT, check};
+use crate::leading_axes::LONG;
 
 /// A plan in the making: buffers of inputs and outputs, and kernels, each launched once.
 #[derive(Default)]
@@ -264,10 +265,10 @@ fn few_rows_of_any_length() {
 }
 
 #[test]
-fn a_long_norm_is_as_good_as_a_short_one() {
-    let text = few_long_rows(1, "");
+fn a_sum_of_a_million_is_as_good_as_one_of_hundreds() {
+    let text = LONG.replace("rows s0;", "rows 1;");
     let value = |_: &str, position: usize| Some(if position == 0 { 0.2 } else { 0.1 });
-    check(&Case { text: &text, dims: &[("N", 300_003)], value: &value, tolerance: 2e-6 });
+    check(&Case { text: &text, dims: &[("R", 1), ("N", 1_000_003)], value: &value, tolerance: 2e-6 });
 }
 
 #[test]
@@ -340,4 +341,85 @@ fn rows_side_by_side_that_are_cut() {
     let empty =
         text.replace("dim N;", "dim K;").replace("2, N,", "2, 0,").replace("sizes N, 24*N", "sizes 0, 0");
     check(&Case { text: &empty, dims: &[("K", 1)], ..DEFAULT });
+}
+
+/// Softmax of rows where they lie: every function but the row's reads what the element function writes.
+const IN_PLACE: &str = "
+    dim R, N;
+    input x: f32[R, N] per step;
+    output y: f32[R, N];
+    output sum: f32[R];
+    buffer b0: f32[R, N] input 0;
+    buffer b1: f32[R, N] arena step;
+    buffer b2: f32[R, N] output 0;
+    buffer b3: f32[R] output 1;
+    kernel k0(read f32, write f32) sizes 2 map {
+        space s0, s1;
+        function {
+            v0 = load o0[s1*i0 + i1];
+            store o1[s1*i0 + i1] = v0;
+        }
+    }
+    kernel k1(update f32, write f32) sizes 2 row_reduction {
+        rows s0;
+        columns s1;
+        phase {
+            v0 = load o0[s1*i0 + i1];
+        }
+        reduce max v0;
+        phase {
+            v0 = load o0[s1*i0 + i1];
+            v1 = accumulator 0;
+            v2 = sub(v0, v1);
+            v3 = exp(v2);
+        }
+        reduce sum v3;
+        row {
+            v0 = accumulator 1;
+            store o1[i0] = v0;
+        }
+        element {
+            v0 = load o0[s1*i0 + i1];
+            v1 = accumulator 0;
+            v2 = sub(v0, v1);
+            v3 = exp(v2);
+            v4 = accumulator 1;
+            v5 = div(v3, v4);
+            store o0[s1*i0 + i1] = v5;
+        }
+    }
+    launch k0(b0, b1) sizes R, N per step;
+    launch k1(b1, b3) sizes R, N per step;
+    launch k0(b1, b2) sizes R, N per step;
+";
+
+#[test]
+fn rows_are_computed_where_they_lie() {
+    let constant =
+        IN_PLACE.replace("dim R, N", "dim R").replace("R, N", "R, 200").replace("columns s1", "columns 200");
+    let cut = IN_PLACE
+        .replace("dim R, N", "dim N")
+        .replace("[R]", "[3]")
+        .replace("R, N", "3, N")
+        .replace("rows s0", "rows 3");
+    check(&Case { text: IN_PLACE, dims: &[("R", 5), ("N", 37)], tolerance: 1e-5, ..DEFAULT });
+    check(&Case { text: &constant, dims: &[("R", 3)], tolerance: 1e-5, ..DEFAULT });
+    check(&Case { text: &cut, dims: &[("N", 200)], tolerance: 1e-5, ..DEFAULT });
+}
+
+/// The element function reads what the row function stored; then the row function reads what the element function will store.
+#[test]
+fn row_functions_come_before_element_functions() {
+    let stored = IN_PLACE
+        .replace("(update f32, write f32)", "(update f32, update f32)")
+        .replace("v4 = accumulator 1;\n            v5", "v4 = load o1[i0];\n            v5");
+    let read = IN_PLACE
+        .replace("v0 = accumulator 1;\n            store o1", "v0 = load o0[s1*i0];\n            store o1");
+    for text in [&stored, &read] {
+        assert_ne!(text, IN_PLACE);
+        for columns in ["s1", "200"] {
+            let text = text.replace("columns s1", &format!("columns {columns}"));
+            check(&Case { text: &text, dims: &[("R", 5), ("N", 200)], tolerance: 1e-5, ..DEFAULT });
+        }
+    }
 }

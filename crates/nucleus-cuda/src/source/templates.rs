@@ -15,6 +15,7 @@ const FILES: &[(&str, &str)] = files! {
     "block/scan.cuh"
     "ptx/arithmetic.cuh"
     "ptx/convert.cuh"
+    "ptx/store.cuh"
     "sm80_expert_choice.cuh"
     "sm80_invert_index.cuh"
     "sm80_map.cuh"
