@@ -242,7 +242,7 @@ fn targets_of_any_number_of_positions() {
         // Most positions of the second half have target 0.
         let value = |name: &str, position: usize| {
             let spread = position * 7919 % 97 * 31 % t as usize;
-            let target = if position > p as usize / 2 && position % 5 != 0 { 0 } else { spread };
+            let target = if position > p as usize / 2 && !position.is_multiple_of(5) { 0 } else { spread };
             (name == "index").then_some(target as f64)
         };
         let dims = [("B", b), ("P", p), ("T", t)];

@@ -192,8 +192,9 @@ fn side_shape(kernel: &Kernel, reduction: &RowReduction, lanes: u32, rows: i64, 
     let team = if steps <= 128 {
         power_of_two(steps).min(32)
     } else {
-        // Few rows want many threads each.
-        let most = if rows < 2 * FEW_BLOCKS { 1 } else { 4 };
+        // Few rows want many threads each. A number that launches give may be anything, whatever the sample says.
+        let known = reduction.rows.iter().all(|size| matches!(size, Size::Const(_)));
+        let most = if known && rows < 2 * FEW_BLOCKS { 1 } else { 4 };
         let vectors = (MAX_CACHED / floats).clamp(1, most);
         let vectors = if vectors == 3 { 2 } else { vectors };
         power_of_two(ceil(steps, vectors.into())).clamp(64, 1024)
