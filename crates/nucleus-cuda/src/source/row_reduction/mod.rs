@@ -6,6 +6,8 @@
 
 mod shape;
 mod slots;
+#[cfg(test)]
+mod tests;
 
 use nucleus_plan::{Kernel, RowReduction, Size};
 

@@ -159,14 +159,12 @@ fn columns_shape(
     cuttable: bool,
 ) -> Shape {
     // As few threads along the columns as keep the device busy.
+    let busy = FEW_BLOCKS * i64::from(THREADS);
     let mut ty = 1;
-    while ty < 32
-        && i64::from(ty) * 4 <= columns
-        && (ty < 4 || vectors * i64::from(ty) < FEW_BLOCKS * i64::from(THREADS))
-    {
+    while ty < 32 && i64::from(ty) * 4 <= columns && vectors * i64::from(ty) < 4 * busy {
         ty *= 2;
     }
-    if cuttable && columns >= 128 && vectors * i64::from(ty) < FEW_BLOCKS * i64::from(THREADS) {
+    if cuttable && columns >= 128 && vectors * i64::from(ty) < busy {
         let tx = power_of_two(vectors).clamp(4, 32);
         let ty = THREADS / tx;
         let tiles = ceil(vectors, tx.into());
