@@ -423,3 +423,38 @@ fn row_functions_come_before_element_functions() {
         }
     }
 }
+
+/// Rows along which nothing is reduced.
+#[test]
+fn rows_without_phases() {
+    let text = |load: &str| {
+        format!(
+            "
+    dim R, N;
+    input x: f32[R, N] per step;
+    output y: f32[R, N];
+    output z: f32[R];
+    buffer b0: f32[R, N] input 0;
+    buffer b1: f32[R, N] output 0;
+    buffer b2: f32[R] output 1;
+    kernel k0(read f32, write f32, write f32) sizes 2 row_reduction {{
+        rows s0;
+        columns s1;
+        row {{
+            v0 = affine[2*i0];
+            v1 = cast(v0, f32);
+            store o2[i0] = v1;
+        }}
+        element {{
+            v0 = load o0[{load}];
+            v1 = neg(v0);
+            store o1[{load}] = v1;
+        }}
+    }}
+    launch k0(b0, b1, b2) sizes R, N per step;
+"
+        )
+    };
+    check(&Case { text: &text("s1*i0 + i1"), dims: &[("R", 3), ("N", 50)], tolerance: 0.0, ..DEFAULT });
+    check(&Case { text: &text("i0 + s0*i1"), dims: &[("R", 3), ("N", 50)], tolerance: 0.0, ..DEFAULT });
+}

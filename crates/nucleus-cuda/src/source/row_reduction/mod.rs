@@ -99,10 +99,12 @@ pub(super) fn source(
         return Err(SourceError::Unsupported(format!("a row reduction of {reductions} results")));
     }
     let mut printed = slots.print()?;
-    printed.push(format!(
-        "DEVICE int column_count(const Arguments& args) {{ return {}; }}\n",
-        size(columns, &Direct)
-    ));
+    // A row of fewer than no elements has none, as in the grid.
+    let count = match columns {
+        Size::Const(columns) => columns.max(0).to_string(),
+        argument => format!("i_max({}, 0)", size(argument, &Direct)),
+    };
+    printed.push(format!("DEVICE int column_count(const Arguments& args) {{ return {count}; }}\n"));
     if shape.is_cut() {
         printed.extend(wrappers(&functions));
     }
