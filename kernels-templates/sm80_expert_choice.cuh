@@ -20,6 +20,8 @@ constexpr int TILE = 32;
 constexpr int TILE_ROWS = 8;
 constexpr int CHOOSE_THREADS = 512;
 constexpr int CHOOSE_WARPS = CHOOSE_THREADS / 32;
+// Affinities that a thread loads before it looks at one.
+constexpr int CHOOSE_AHEAD = 8;
 constexpr int TOKEN_THREADS = 128;
 constexpr int OFFSET_ITEMS = 4;
 constexpr int SLOT_THREADS = 256;
@@ -94,9 +96,17 @@ DEVICE void find_digit(const float* affinities, int tokens, int shift, u32 digit
         shared.wanted = threshold.wanted;
     }
     __syncthreads();
-    _Pragma("unroll 4") for (int token = int(thread); token < tokens; token += CHOOSE_THREADS) {
-        const u32 key = key_of(affinities[token]);
-        if ((key & threshold.mask) == threshold.key) atomicAdd(&shared.histogram[key >> shift & digits], 1u);
+    for (int start = int(thread); start < tokens; start += CHOOSE_AHEAD * CHOOSE_THREADS) {
+        float affinity[CHOOSE_AHEAD];
+        UNROLL for (int i = 0; i < CHOOSE_AHEAD; ++i) {
+            const int token = start + i * CHOOSE_THREADS;
+            affinity[i] = token < tokens ? affinities[token] : 0.0f;
+        }
+        UNROLL for (int i = 0; i < CHOOSE_AHEAD; ++i) {
+            const u32 key = key_of(affinity[i]);
+            const bool open = start + i * CHOOSE_THREADS < tokens && (key & threshold.mask) == threshold.key;
+            if (open) atomicAdd(&shared.histogram[key >> shift & digits], 1u);
+        }
     }
     __syncthreads();
     // From the largest digit down.
@@ -135,10 +145,14 @@ KERNEL void __launch_bounds__(CHOOSE_THREADS) choose(const __grid_constant__ Arg
     int* const chosen = slot_token(args) + row * i64(slots);
     // Keys above the threshold in the upper half, keys equal to it in the lower one.
     u64 earlier = 0;
+    const auto load_of = [&](int token) { return token < tokens ? from[token] : 0.0f; };
+    float next = load_of(int(threadIdx.x));
     for (int start = 0; start < tokens; start += CHOOSE_THREADS) {
         const int token = start + int(threadIdx.x);
         const bool inside = token < tokens;
-        const u32 key = inside ? key_of(from[token]) : 0;
+        const u32 key = key_of(next);
+        // In flight while the sums are taken.
+        next = load_of(token + CHOOSE_THREADS);
         const bool above = inside && key > threshold.key, equal = inside && key == threshold.key;
         const Scan<u64> scan = scan_block<CHOOSE_WARPS>(u64(above) << 32 | u64(equal), shared.sums);
         const u64 before = earlier + scan.before;
