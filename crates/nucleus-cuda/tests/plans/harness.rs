@@ -6,9 +6,7 @@ use nucleus_cuda::Architecture;
 use nucleus_plan::Plan;
 
 use crate::case::name_of;
-pub(crate) use crate::case::{
-    Case, DEFAULT, bindings, decode, encode, error, expected, noise, plan, tolerance_of,
-};
+pub(crate) use crate::case::{Case, DEFAULT, bindings, decode, encode, error, expected, plan, tolerance_of};
 use crate::shim::Program;
 
 /// Random functions that are compared: plans, each a program to compile, and functions of each.
