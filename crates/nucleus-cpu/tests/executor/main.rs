@@ -16,3 +16,4 @@ mod races;
 mod random_functions;
 mod reductions;
 mod routing;
+mod row_structures;

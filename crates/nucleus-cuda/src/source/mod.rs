@@ -4,9 +4,13 @@
 //! includes. Nothing is left to include, so that NVRTC and the shim take the text as it is. Equal kernels give equal
 //! texts: the text's hash is the kernel's identity in caches and artifacts.
 
+mod expert_choice;
 mod function;
 mod grid;
+mod invert_index;
 mod map;
+mod row_reduction;
+mod segment_sum;
 mod space;
 mod templates;
 
@@ -71,6 +75,10 @@ pub fn kernel_source(
     let _ = architecture;
     match &kernel.anchor {
         Anchor::Map(map) => map::source(kernel, map, facts),
+        Anchor::RowReduction(reduction) => row_reduction::source(kernel, reduction, facts),
+        Anchor::ExpertChoice(choice) => expert_choice::source(kernel, choice, facts),
+        Anchor::InvertIndex(invert) => invert_index::source(kernel, invert),
+        Anchor::SegmentSum(sum) => segment_sum::source(kernel, sum, facts),
         other => Err(SourceError::Unsupported(other.name().to_owned())),
     }
 }

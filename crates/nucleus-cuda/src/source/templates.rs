@@ -11,8 +11,19 @@ macro_rules! files {
 /// Path and text of every file.
 const FILES: &[(&str, &str)] = files! {
     "prelude.cuh"
+    "block/reduce.cuh"
+    "block/scan.cuh"
+    "ptx/arithmetic.cuh"
     "ptx/convert.cuh"
+    "ptx/store.cuh"
+    "sm80_expert_choice.cuh"
+    "sm80_invert_index.cuh"
     "sm80_map.cuh"
+    "sm80_row_reduction.cuh"
+    "sm80_row_reduction_columns.cuh"
+    "sm80_row_reduction_columns_long.cuh"
+    "sm80_row_reduction_long.cuh"
+    "sm80_segment_sum.cuh"
 };
 
 /// The text of a file with what it includes in place of its `#include` lines, each file once: `included` has those that are there.

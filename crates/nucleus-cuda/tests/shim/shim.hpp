@@ -426,6 +426,13 @@ inline int own_lane() { return int(running->number % WARP); }
 #define __any_sync(mask, value) (shim::vote(__LINE__, mask, value) != 0)
 #define __all_sync(mask, value) (shim::vote(__LINE__, mask, value) == (mask))
 
+// Fibres share one thread of the host.
+inline unsigned atomicAdd(unsigned* at, unsigned value) {
+    const unsigned before = *at;
+    *at += value;
+    return before;
+}
+
 inline float __int_as_float(int bits) { return shim::from_bits(uint32_t(bits)); }
 inline int __float_as_int(float value) { return int(shim::to_bits(value)); }
 inline unsigned __float_as_uint(float value) { return shim::to_bits(value); }
