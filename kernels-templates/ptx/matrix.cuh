@@ -32,54 +32,42 @@ DEVICE void load_matrices_transposed(u32 (&matrix)[4], SharedAddress row) {
 #endif
 }
 
+template <class T>
+constexpr bool IS_BF16 = false;
+template <>
+constexpr bool IS_BF16<bf16> = true;
+
 // c += a b. T is bf16 or f16.
 template <class T>
-DEVICE void multiply_add(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1);
-
-template <>
-DEVICE void multiply_add<bf16>(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+DEVICE void multiply_add(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 #ifndef NUCLEUS_SHIM
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    if constexpr (IS_BF16<T>) {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    } else {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    }
 #else
-    shim::multiply_add(__LINE__, c, a, b0, b1, shim::from_bf16);
+    shim::multiply_add(__LINE__, c, a, b0, b1, IS_BF16<T> ? shim::from_bf16 : shim::from_f16);
 #endif
 }
 
-template <>
-DEVICE void multiply_add<f16>(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-#ifndef NUCLEUS_SHIM
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#else
-    shim::multiply_add(__LINE__, c, a, b0, b1, shim::from_f16);
-#endif
-}
-
-// Two values as neighbouring elements of a fragment, the first in the low half, rounded to nearest even.
+// Two values as neighbouring elements of a fragment, the first in the low half, rounded to nearest even. T is bf16 or f16.
 template <class T>
-DEVICE u32 pack(float low, float high);
-
-template <>
-DEVICE u32 pack<bf16>(float low, float high) {
+DEVICE u32 pack(float low, float high) {
 #ifndef NUCLEUS_SHIM
     u32 result;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+    if constexpr (IS_BF16<T>) {
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+    } else {
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+    }
     return result;
 #else
-    return u32(shim::to_bf16(low)) | u32(shim::to_bf16(high)) << 16;
-#endif
-}
-
-template <>
-DEVICE u32 pack<f16>(float low, float high) {
-#ifndef NUCLEUS_SHIM
-    u32 result;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
-    return result;
-#else
-    return u32(shim::to_f16(low)) | u32(shim::to_f16(high)) << 16;
+    const auto narrow = IS_BF16<T> ? shim::to_bf16 : shim::to_f16;
+    return u32(narrow(low)) | u32(narrow(high)) << 16;
 #endif
 }
