@@ -12,24 +12,37 @@ pub struct Tiles {
     pub each: u32,
 }
 
-/// ⌈product of counts and a constant / a divisor⌉.
+impl Tiles {
+    /// The number at these sizes; negative extents count 0. `None` above 2¹²⁸.
+    fn count(&self, sizes: &[i64]) -> Option<u128> {
+        let mut extent = 1u128;
+        for size in &self.extents {
+            extent = extent.checked_mul(size.value(sizes).max(0) as u128)?;
+        }
+        Some(extent.div_ceil(u128::from(self.each.max(1))))
+    }
+}
+
+/// ⌈product of counts, of a sum of counts if there is one, and a constant / a divisor⌉.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blocks {
     /// The constant.
     pub factor: u32,
     /// The counts.
     pub tiles: Vec<Tiles>,
+    /// Counts whose sum is a further factor; none for no such factor.
+    pub sum: Vec<Tiles>,
     /// The divisor.
     pub divisor: u32,
 }
 
 impl Blocks {
     /// No blocks, or no bytes.
-    pub const NONE: Blocks = Blocks { factor: 0, tiles: Vec::new(), divisor: 1 };
+    pub const NONE: Blocks = Blocks { factor: 0, tiles: Vec::new(), sum: Vec::new(), divisor: 1 };
 
     /// A constant.
     pub fn constant(factor: u32) -> Blocks {
-        Blocks { factor, tiles: Vec::new(), divisor: 1 }
+        Blocks { factor, tiles: Vec::new(), sum: Vec::new(), divisor: 1 }
     }
 
     /// One for every point of a space.
@@ -43,6 +56,12 @@ impl Blocks {
         self
     }
 
+    /// The product with a sum of counts, in place of the sum that there was.
+    pub fn times_sum(mut self, counts: Vec<Tiles>) -> Blocks {
+        self.sum = counts;
+        self
+    }
+
     /// ⌈this / `each`⌉.
     pub fn over(mut self, each: u32) -> Blocks {
         self.divisor = each;
@@ -53,11 +72,14 @@ impl Blocks {
     pub fn count(&self, sizes: &[i64]) -> Option<u64> {
         let mut total = u128::from(self.factor);
         for tiles in &self.tiles {
-            let mut extent = 1u128;
-            for size in &tiles.extents {
-                extent = extent.checked_mul(size.value(sizes).max(0) as u128)?;
+            total = total.checked_mul(tiles.count(sizes)?)?;
+        }
+        if !self.sum.is_empty() {
+            let mut sum = 0u128;
+            for tiles in &self.sum {
+                sum = sum.checked_add(tiles.count(sizes)?)?;
             }
-            total = total.checked_mul(extent.div_ceil(u128::from(tiles.each.max(1))))?;
+            total = total.checked_mul(sum)?;
         }
         let total = total.div_ceil(u128::from(self.divisor.max(1)));
         u64::try_from(total).ok().filter(|total| *total <= i64::MAX as u64)

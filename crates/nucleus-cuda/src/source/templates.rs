@@ -10,11 +10,20 @@ macro_rules! files {
 
 /// Path and text of every file.
 const FILES: &[(&str, &str)] = files! {
+    "attention_f32_tiles.cuh"
+    "attention_keys.cuh"
+    "attention_statistics.cuh"
+    "attention_tiles.cuh"
     "prelude.cuh"
     "ptx/async_copy.cuh"
     "ptx/convert.cuh"
+    "ptx/exp2.cuh"
     "ptx/matrix.cuh"
     "ptx/shared.cuh"
+    "sm80_bf16_attention.cuh"
+    "sm80_bf16_attention_grad.cuh"
+    "sm80_f32_attention.cuh"
+    "sm80_f32_attention_grad.cuh"
     "sm80_map.cuh"
 };
 
