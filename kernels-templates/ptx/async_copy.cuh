@@ -4,8 +4,42 @@
 
 #include "ptx/shared.cuh"
 
-// Copies BYTES (16, 8 or 4), both addresses being multiples of it. Only the first `valid` of them are read, the rest becomes 0.
-// Lines of 16 bytes pass the first cache by: what is copied to shared memory is not read from there again.
+// Copies BYTES (16, 8 or 4), both addresses being multiples of it. Lines of 16 bytes pass the first cache by: what is copied to shared
+// memory is not read from there again.
+template <int BYTES>
+DEVICE void copy_async(SharedAddress to, const void* from) {
+    static_assert(BYTES == 16 || BYTES == 8 || BYTES == 4, "cp.async copies 16, 8 or 4 bytes");
+#ifndef NUCLEUS_SHIM
+    if constexpr (BYTES == 16) {
+        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from));
+    } else {
+        asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES));
+    }
+#else
+    shim::copy_async(to, from, BYTES, BYTES);
+#endif
+}
+
+// The same if `read`; otherwise nothing is read and the BYTES become 0.
+template <int BYTES>
+DEVICE void copy_async_if(SharedAddress to, const void* from, bool read) {
+    static_assert(BYTES == 16 || BYTES == 8 || BYTES == 4, "cp.async copies 16, 8 or 4 bytes");
+#ifndef NUCLEUS_SHIM
+    if constexpr (BYTES == 16) {
+        asm volatile(
+            "{ .reg .pred p; setp.eq.b32 p, %2, 0; cp.async.cg.shared.global.L2::128B [%0], [%1], 16, p; }" ::"r"(to),
+            "l"(from), "r"(int(read)));
+    } else {
+        asm volatile(
+            "{ .reg .pred p; setp.eq.b32 p, %2, 0; cp.async.ca.shared.global.L2::128B [%0], [%1], %3, p; }" ::"r"(to),
+            "l"(from), "r"(int(read)), "n"(BYTES));
+    }
+#else
+    shim::copy_async(to, from, BYTES, read ? BYTES : 0);
+#endif
+}
+
+// Reads only the first `valid` of the BYTES, the rest becomes 0.
 template <int BYTES>
 DEVICE void copy_async(SharedAddress to, const void* from, int valid) {
     static_assert(BYTES == 16 || BYTES == 8 || BYTES == 4, "cp.async copies 16, 8 or 4 bytes");
