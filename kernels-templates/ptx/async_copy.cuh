@@ -20,25 +20,6 @@ DEVICE void copy_async(SharedAddress to, const void* from) {
 #endif
 }
 
-// The same if `read`; otherwise nothing is read and the BYTES become 0.
-template <int BYTES>
-DEVICE void copy_async_if(SharedAddress to, const void* from, bool read) {
-    static_assert(BYTES == 16 || BYTES == 8 || BYTES == 4, "cp.async copies 16, 8 or 4 bytes");
-#ifndef NUCLEUS_SHIM
-    if constexpr (BYTES == 16) {
-        asm volatile(
-            "{ .reg .pred p; setp.eq.b32 p, %2, 0; cp.async.cg.shared.global.L2::128B [%0], [%1], 16, p; }" ::"r"(to),
-            "l"(from), "r"(int(read)));
-    } else {
-        asm volatile(
-            "{ .reg .pred p; setp.eq.b32 p, %2, 0; cp.async.ca.shared.global.L2::128B [%0], [%1], %3, p; }" ::"r"(to),
-            "l"(from), "r"(int(read)), "n"(BYTES));
-    }
-#else
-    shim::copy_async(to, from, BYTES, read ? BYTES : 0);
-#endif
-}
-
 // Reads only the first `valid` of the BYTES, the rest becomes 0.
 template <int BYTES>
 DEVICE void copy_async(SharedAddress to, const void* from, int valid) {
@@ -52,6 +33,12 @@ DEVICE void copy_async(SharedAddress to, const void* from, int valid) {
 #else
     shim::copy_async(to, from, BYTES, unsigned(valid));
 #endif
+}
+
+// Reads all of the BYTES or, unless `read`, none, and they become 0.
+template <int BYTES>
+DEVICE void copy_async_if(SharedAddress to, const void* from, bool read) {
+    copy_async<BYTES>(to, from, read ? BYTES : 0);
 }
 
 // All copies that this thread began since the last time become a group.
