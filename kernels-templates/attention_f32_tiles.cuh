@@ -15,7 +15,7 @@ constexpr int PITCH = ROWS + 4;
 constexpr int PARTS = COLUMNS / 64;
 constexpr int COLUMN_PITCH = COLUMNS + 4;
 
-constexpr int larger(int a, int b) { return a > b ? a : b; }
+DEVICE constexpr int larger(int a, int b) { return a > b ? a : b; }
 // Floats of the pieces of factors, and of probabilities.
 constexpr int STAGE = larger(2 * DEPTH * PITCH, DEPTH * COLUMN_PITCH);
 constexpr int WEIGHTS = ROWS * PITCH;

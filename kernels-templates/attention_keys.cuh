@@ -62,27 +62,45 @@ DEVICE KeyCursor key_tile(const Arguments& args, u32& block, int keys) {
     return {SEGMENTS, 0};
 }
 
-// Bit i of word w: is key 32 w + i of the tile taken? Every warp finds out for itself. `partial` becomes whether any may not be.
+// Bit i of word w: does row 32 w + i exist, there being `count` of them?
+template <int WORDS>
+DEVICE void find_existing(int count, u32 (&rows)[WORDS]) {
+    UNROLL for (int w = 0; w < WORDS; ++w) {
+        const int left = count - 32 * w;
+        rows[w] = left >= 32 ? 0xffffffffu : left > 0 ? (1u << left) - 1 : 0;
+    }
+}
+
+// Bit i of word w: is key 32 w + i of the tile taken? Every warp finds out for itself.
+template <int WORDS, class Segment>
+DEVICE void find_taken_of(const Arguments& args, int first, int batch, u32 (&taken)[WORDS]) {
+    find_existing(Segment::length(args) - first, taken);
+    if constexpr (Segment::MASKED) {
+        UNROLL for (int w = 0; w < WORDS; ++w) {
+            const bool own = Segment::taken(args, batch, first + 32 * w + int(threadIdx.x % 32));
+            taken[w] = __ballot_sync(0xffffffffu, own);
+        }
+    }
+}
+
 template <int WORDS>
 struct FindTaken {
     template <class Segment>
-    DEVICE void run(const Arguments& args, int first, int batch, u32 (&taken)[WORDS], bool& partial) {
-        partial = Segment::MASKED || first + 32 * WORDS > Segment::length(args);
-        UNROLL for (int w = 0; w < WORDS; ++w) {
-            taken[w] = 0xffffffffu;
-            if (partial) {
-                const bool own = Segment::taken(args, batch, first + 32 * w + int(threadIdx.x % 32));
-                taken[w] = __ballot_sync(0xffffffffu, own);
-            }
-        }
+    DEVICE void run(const Arguments& args, int first, int batch, u32 (&taken)[WORDS]) {
+        find_taken_of<WORDS, Segment>(args, first, batch, taken);
     }
 };
 
 template <int WORDS>
-DEVICE bool find_taken(const Arguments& args, KeyCursor at, int batch, u32 (&taken)[WORDS]) {
-    bool partial = false;
-    with_segment<FindTaken<WORDS>>(at.segment, args, at.first, batch, taken, partial);
-    return partial;
+DEVICE void find_taken(const Arguments& args, KeyCursor at, int batch, u32 (&taken)[WORDS]) {
+    with_segment<FindTaken<WORDS>>(at.segment, args, at.first, batch, taken);
+}
+
+template <int WORDS>
+DEVICE bool all_of(const u32 (&taken)[WORDS]) {
+    u32 all = 0xffffffffu;
+    UNROLL for (int w = 0; w < WORDS; ++w) all &= taken[w];
+    return all == 0xffffffffu;
 }
 
 template <int WORDS>
@@ -90,6 +108,14 @@ DEVICE bool any_of(const u32 (&taken)[WORDS]) {
     u32 any = 0;
     UNROLL for (int w = 0; w < WORDS; ++w) any |= taken[w];
     return any != 0;
+}
+
+template <int WORDS>
+DEVICE bool is_set(const u32 (&rows)[WORDS], int row) {
+    u32 word = rows[0];
+    // Without an index, so that words stay in registers.
+    UNROLL for (int w = 1; w < WORDS; ++w) word = row / 32 == w ? rows[w] : word;
+    return word >> (row & 31) & 1;
 }
 
 // Which queries of which head a block has: tiles of one head follow one another, then the heads that share a key head, so that blocks

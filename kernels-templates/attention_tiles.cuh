@@ -6,9 +6,9 @@
 //
 // Constants: HEAD_SIZE, HEAD. Element is bf16 or f16. A printed operand is
 //
-//   struct { COPIED; const Element* row(args, batch, row, head); Lanes<float, V> at<V>(args, batch, row, head, column) }
+//   struct { COPIED; Rows rows(args, batch, row, head); Lanes<float, V> at<V>(args, batch, row, head, column) }
 //
-// where `row` is there if COPIED: its rows are plain, aligned memory.
+// where `rows` is there if COPIED: its rows are plain, aligned memory.
 #pragma once
 
 #include "attention_keys.cuh"
@@ -24,98 +24,126 @@ DEVICE constexpr int chunk_offset(int row, int chunk) {
     return row * ROW_BYTES + ((EXCHANGED ? chunk ^ (row & 7) : chunk) << 4);
 }
 
-// Begins to copy rows `first` … of a head into a tile; what is not taken, and columns behind HEAD_SIZE, become 0. An operand that must be
-// computed is stored at once. The threads of the block share the work.
-template <class Operand, int ROWS, int BLOCK, class Taken>
-DEVICE void copy_rows(const Arguments& args, unsigned char* tile, int batch, int first, int head, const Taken& taken) {
-    constexpr int PER_ROUND = BLOCK / CHUNKS;
-    constexpr bool WHOLE = BLOCK % CHUNKS == 0 && ROWS % (PER_ROUND > 0 ? PER_ROUND : 1) == 0;
-    constexpr int ROUNDS = (ROWS * CHUNKS + BLOCK - 1) / BLOCK;
+DEVICE constexpr int words_for(int rows) { return (rows + 31) / 32; }
+
+// Begins to copy rows into a tile; those whose bit in `taken` is not set, and columns behind HEAD_SIZE, become 0. The threads of the block
+// share the work.
+template <int ROWS, int BLOCK>
+DEVICE void copy_rows(unsigned char* tile, Rows rows, const u32 (&taken)[words_for(ROWS)]) {
+    constexpr int PER_ROUND = BLOCK >= CHUNKS ? BLOCK / CHUNKS : 1;
     const int thread = int(threadIdx.x);
     const SharedAddress address = shared_address(tile);
-    UNROLL for (int round = 0; round < ROUNDS; ++round) {
-        // The same numbers twice, but in the first case the compiler sees that a thread's chunk never changes.
-        const int row = WHOLE ? thread / CHUNKS + round * PER_ROUND : (thread + round * BLOCK) / CHUNKS;
-        const int chunk = WHOLE ? thread % CHUNKS : (thread + round * BLOCK) % CHUNKS;
-        if (!WHOLE && row >= ROWS) break;
-        const bool valid = chunk * 8 < HEAD_SIZE && taken(first + row);
-        if constexpr (Operand::COPIED) {
-            const Element* from = Operand::row(args, batch, first + row, head) + chunk * 8;
-            copy_async<16>(address + chunk_offset(row, chunk), from, valid ? 16 : 0);
-        } else {
-            Chunk<16> value{};
-            if (valid) {
-                const auto lanes = Operand::template at<8>(args, batch, first + row, head, chunk * 8);
-                UNROLL for (int i = 0; i < 4; ++i) value.words[i] = pack<Element>(lanes.at[2 * i], lanes.at[2 * i + 1]);
-            }
-            *reinterpret_cast<Chunk<16>*>(tile + chunk_offset(row, chunk)) = value;
+    if constexpr (BLOCK % CHUNKS == 0 && ROWS % PER_ROUND == 0 && 32 % PER_ROUND == 0) {
+        // A thread's column never changes, and its row by so much that words of `taken` are known.
+        const int row = thread / CHUNKS, chunk = thread % CHUNKS;
+        const Element* from = rows.from + row * rows.stride + chunk * 8;
+        const bool within = chunk * 8 < HEAD_SIZE;
+        UNROLL for (int round = 0; round < ROWS / PER_ROUND; ++round) {
+            const int ahead = round * PER_ROUND;
+            const bool valid = within && (taken[ahead / 32] >> (row + ahead % 32) & 1);
+            copy_async_if<16>(address + chunk_offset(row + ahead, chunk), from, valid);
+            from += PER_ROUND * rows.stride;
         }
+    } else {
+        for (int number = thread; number < ROWS * CHUNKS; number += BLOCK) {
+            const int row = number / CHUNKS, chunk = number % CHUNKS;
+            const bool valid = chunk * 8 < HEAD_SIZE && is_set(taken, row);
+            copy_async_if<16>(address + chunk_offset(row, chunk), rows.from + row * rows.stride + chunk * 8, valid);
+        }
+    }
+}
+
+// The same for an operand that must be computed, at once.
+template <class Operand, int ROWS, int BLOCK>
+DEVICE void compute_rows(const Arguments& args, unsigned char* tile, int batch, int first, int head, const u32 (&taken)[words_for(ROWS)]) {
+    for (int number = int(threadIdx.x); number < ROWS * CHUNKS; number += BLOCK) {
+        const int row = number / CHUNKS, chunk = number % CHUNKS;
+        Chunk<16> value{};
+        if (chunk * 8 < HEAD_SIZE && is_set(taken, row)) {
+            const auto lanes = Operand::template at<8>(args, batch, first + row, head, chunk * 8);
+            UNROLL for (int i = 0; i < 4; ++i) value.words[i] = pack<Element>(lanes.at[2 * i], lanes.at[2 * i + 1]);
+        }
+        *reinterpret_cast<Chunk<16>*>(tile + chunk_offset(row, chunk)) = value;
     }
 }
 
 // Rows of an operand of queries.
 template <class Operand, int ROWS, int BLOCK>
 DEVICE void copy_queries(const Arguments& args, unsigned char* tile, QueryTile at, int queries) {
-    copy_rows<Operand, ROWS, BLOCK>(args, tile, at.batch, at.first, at.head, [&](int query) { return query < queries; });
+    u32 existing[words_for(ROWS)];
+    find_existing(queries - at.first, existing);
+    if constexpr (Operand::COPIED) {
+        copy_rows<ROWS, BLOCK>(tile, Operand::rows(args, at.batch, at.first, at.head), existing);
+    } else {
+        compute_rows<Operand, ROWS, BLOCK>(args, tile, at.batch, at.first, at.head, existing);
+    }
 }
 
-// Rows of keys or values that lie within the segment, or that are taken: a factor of scores may hold anything behind a mask, since these
-// scores are left out; a factor of probabilities may not, since 0 times that may be NaN.
-template <int ROWS, int BLOCK, bool VALUES, bool TAKEN>
-struct CopyKeys {
-    template <class Segment>
-    DEVICE void run(const Arguments& args, unsigned char* tile, int batch, int first, int head) {
-        const auto valid = [&](int key) { return TAKEN ? Segment::taken(args, batch, key) : key < Segment::length(args); };
-        if constexpr (VALUES) {
-            copy_rows<typename Segment::Values, ROWS, BLOCK>(args, tile, batch, first, head, valid);
+// Finds the rows of keys or values that are to be copied, or computes them, leaving `from` a null pointer.
+template <int ROWS, int BLOCK>
+struct FindKeys {
+    template <class Operand>
+    DEVICE void find(const Arguments& args, unsigned char* tile, int batch, int first, int head, const u32 (&taken)[words_for(ROWS)],
+                     Rows& rows) {
+        if constexpr (Operand::COPIED) {
+            rows = Operand::rows(args, batch, first, head);
         } else {
-            copy_rows<typename Segment::Keys, ROWS, BLOCK>(args, tile, batch, first, head, valid);
+            compute_rows<Operand, ROWS, BLOCK>(args, tile, batch, first, head, taken);
+        }
+    }
+
+    template <class Segment>
+    DEVICE void run(const Arguments& args, unsigned char* tile, int batch, int first, int head, bool values, bool only_taken,
+                    u32 (&taken)[words_for(ROWS)], Rows& rows) {
+        if (only_taken) {
+            find_taken_of<words_for(ROWS), Segment>(args, first, batch, taken);
+        } else {
+            find_existing(Segment::length(args) - first, taken);
+        }
+        if (values) {
+            find<typename Segment::Values>(args, tile, batch, first, head, taken, rows);
+        } else {
+            find<typename Segment::Keys>(args, tile, batch, first, head, taken, rows);
         }
     }
 };
 
+// Begins to copy keys or values of a tile. A factor of scores may hold anything behind a mask, since these scores are left out; a factor of
+// probabilities, which needs `only_taken`, may not: 0 times that may be NaN.
 template <int ROWS, int BLOCK>
-DEVICE void copy_keys(const Arguments& args, unsigned char* tile, KeyCursor at, int batch, int head) {
-    with_segment<CopyKeys<ROWS, BLOCK, false, false>>(at.segment, args, tile, batch, at.first, head);
+DEVICE void copy_keys(const Arguments& args, unsigned char* tile, KeyCursor at, int batch, int head, bool values, bool only_taken) {
+    u32 taken[words_for(ROWS)];
+    Rows rows{nullptr, 0};
+    with_segment<FindKeys<ROWS, BLOCK>>(at.segment, args, tile, batch, at.first, head, values, only_taken, taken, rows);
+    if (rows.from) copy_rows<ROWS, BLOCK>(tile, rows, taken);
 }
 
-template <int ROWS, int BLOCK>
-DEVICE void copy_taken_keys(const Arguments& args, unsigned char* tile, KeyCursor at, int batch, int head) {
-    with_segment<CopyKeys<ROWS, BLOCK, false, true>>(at.segment, args, tile, batch, at.first, head);
-}
+// Keys and values come through a ring of SLOTS tiles: k of a tile, v of it, k of the next, … What comes next and where it goes:
+struct Ring {
+    KeyCursor next;
+    bool values;
+    int slot;
+};
 
-template <int ROWS, int BLOCK>
-DEVICE void copy_values(const Arguments& args, unsigned char* tile, KeyCursor at, int batch, int head) {
-    with_segment<CopyKeys<ROWS, BLOCK, true, true>>(at.segment, args, tile, batch, at.first, head);
-}
-
-// Keys and values come through a ring of SLOTS tiles: k of a tile, v of it, k of the next, … Begins the copy of what comes next, if
-// anything does, into the next slot.
-template <bool VALUES, int KEYS, int SLOTS, int BLOCK>
-DEVICE void fetch(const Arguments& args, unsigned char* ring, KeyCursor& next, int& slot, int batch, int head) {
-    if (next.segment < SEGMENTS) {
-        unsigned char* tile = ring + slot * (KEYS * ROW_BYTES);
-        if constexpr (VALUES) {
-            copy_values<KEYS, BLOCK>(args, tile, next, batch, head);
-            advance(args, next, KEYS);
-        } else {
-            copy_keys<KEYS, BLOCK>(args, tile, next, batch, head);
-        }
+// Begins the copy of what comes next, if anything does.
+template <int KEYS, int SLOTS, int BLOCK>
+DEVICE void fetch(const Arguments& args, unsigned char* tiles, Ring& ring, int batch, int head) {
+    if (ring.next.segment < SEGMENTS) {
+        copy_keys<KEYS, BLOCK>(args, tiles + ring.slot * (KEYS * ROW_BYTES), ring.next, batch, head, ring.values, ring.values);
+        if (ring.values) advance(args, ring.next, KEYS);
+        ring.values = !ring.values;
     }
-    slot = slot + 1 == SLOTS ? 0 : slot + 1;
+    ring.slot = ring.slot + 1 == SLOTS ? 0 : ring.slot + 1;
     commit_copies();
 }
 
-// Fills all slots of the ring but one.
+// Begins to fill a ring, all slots but one.
 template <int KEYS, int SLOTS, int BLOCK>
-DEVICE void fill_ring(const Arguments& args, unsigned char* ring, KeyCursor& next, int& slot, int batch, int head) {
-    UNROLL for (int step = 0; step < SLOTS - 1; ++step) {
-        if (step % 2 == 0) {
-            fetch<false, KEYS, SLOTS, BLOCK>(args, ring, next, slot, batch, head);
-        } else {
-            fetch<true, KEYS, SLOTS, BLOCK>(args, ring, next, slot, batch, head);
-        }
-    }
+DEVICE Ring start_ring(const Arguments& args, unsigned char* tiles, KeyCursor first, int batch, int head) {
+    Ring ring{first, false, 0};
+#pragma unroll 1
+    for (int step = 0; step < SLOTS - 1; ++step) fetch<KEYS, SLOTS, BLOCK>(args, tiles, ring, batch, head);
+    return ring;
 }
 
 // A lane's place in a matrix load of 16 rows x 16 columns: as a left factor, and as a right factor whose rows are contracted; and as a

@@ -73,10 +73,10 @@ KERNEL void __launch_bounds__(THREADS) attention(const __grid_constant__ Argumen
     const int key_head = key_head_of(own.head);
     unsigned char* ring = shared + QUERIES * ROW_BYTES;
 
-    KeyCursor at = first_keys(args), next = at;
-    int write = 0, read = 0;
+    KeyCursor at = first_keys(args);
+    int read = 0;
     copy_queries<Q, QUERIES, THREADS>(args, shared, own, count);
-    fill_ring<KEYS, SLOTS, THREADS>(args, ring, next, write, own.batch, key_head);
+    Ring next = start_ring<KEYS, SLOTS, THREADS>(args, ring, at, own.batch, key_head);
 
     const SharedAddress q = shared_address(shared) + warp * WARP_ROWS * ROW_BYTES;
     const SharedAddress tiles = shared_address(ring);
@@ -93,24 +93,24 @@ KERNEL void __launch_bounds__(THREADS) attention(const __grid_constant__ Argumen
         wait_copies<SLOTS - 2>();
         __syncthreads();
         // Where the tile before the last was: all warps are past it.
-        fetch<SLOTS % 2 == 0, KEYS, SLOTS, THREADS>(args, ring, next, write, own.batch, key_head);
+        fetch<KEYS, SLOTS, THREADS>(args, ring, next, own.batch, key_head);
         u32 taken[KEYS / 32];
-        const bool partial = find_taken(args, at, own.batch, taken);
-        const bool any = !partial || any_of(taken);
+        find_taken(args, at, own.batch, taken);
+        const bool any = any_of(taken);
         u32 p[M_TILES][KEY_TILES / 2][4];
         if (any) {
             float s[M_TILES][KEY_TILES][4];
             clear(s);
             multiply_rows(s, q, tiles + read * TILE_BYTES);
             scale_scores(s);
-            if (partial) leave_out(s, taken, -INFINITE);
+            if (!all_of(taken)) leave_out(s, taken, -INFINITE);
             exponentiate(s, rows, out);
             UNROLL for (int m = 0; m < M_TILES; ++m) as_left(p[m], s[m]);
         }
         read = read + 1 == SLOTS ? 0 : read + 1;
         wait_copies<SLOTS - 2>();
         __syncthreads();
-        fetch<SLOTS % 2 == 1, KEYS, SLOTS, THREADS>(args, ring, next, write, own.batch, key_head);
+        fetch<KEYS, SLOTS, THREADS>(args, ring, next, own.batch, key_head);
         if (any) multiply_columns(out, p, tiles + read * TILE_BYTES);
         read = read + 1 == SLOTS ? 0 : read + 1;
     }

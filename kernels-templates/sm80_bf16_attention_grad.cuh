@@ -62,11 +62,11 @@ KERNEL void __launch_bounds__(THREADS) statistics(const __grid_constant__ Argume
     const int key_head = key_head_of(own.head);
     unsigned char* ring = shared + 2 * QUERY_BYTES;
 
-    KeyCursor at = first_keys(args), next = at;
-    int write = 0, read = 0;
+    KeyCursor at = first_keys(args);
+    int read = 0;
     copy_queries<Q, QUERIES, THREADS>(args, shared, own, count);
     copy_queries<DY, QUERIES, THREADS>(args, shared + QUERY_BYTES, own, count);
-    fill_ring<KEYS, SLOTS, THREADS>(args, ring, next, write, own.batch, key_head);
+    Ring next = start_ring<KEYS, SLOTS, THREADS>(args, ring, at, own.batch, key_head);
 
     const SharedAddress q = shared_address(shared) + warp * WARP_ROWS * ROW_BYTES;
     const SharedAddress dy = q + QUERY_BYTES;
@@ -85,19 +85,19 @@ KERNEL void __launch_bounds__(THREADS) statistics(const __grid_constant__ Argume
         wait_copies<SLOTS - 2>();
         __syncthreads();
         // Where the tile before the last was: all warps are past it.
-        fetch<SLOTS % 2 == 0, KEYS, SLOTS, THREADS>(args, ring, next, write, own.batch, key_head);
+        fetch<KEYS, SLOTS, THREADS>(args, ring, next, own.batch, key_head);
         u32 taken[KEYS / 32];
-        const bool partial = find_taken(args, at, own.batch, taken);
-        const bool any = !partial || any_of(taken);
+        find_taken(args, at, own.batch, taken);
+        const bool any = any_of(taken);
         if (any) multiply_rows(s, q, tiles + read * (KEYS * ROW_BYTES));
         read = read + 1 == SLOTS ? 0 : read + 1;
         wait_copies<SLOTS - 2>();
         __syncthreads();
-        fetch<SLOTS % 2 == 1, KEYS, SLOTS, THREADS>(args, ring, next, write, own.batch, key_head);
+        fetch<KEYS, SLOTS, THREADS>(args, ring, next, own.batch, key_head);
         if (any) {
             multiply_rows(r, dy, tiles + read * (KEYS * ROW_BYTES));
             scale_scores(s);
-            if (partial) leave_out(s, taken, -INFINITE);
+            if (!all_of(taken)) leave_out(s, taken, -INFINITE);
             gather_statistics(s, r, rows);
         }
         read = read + 1 == SLOTS ? 0 : read + 1;
@@ -120,8 +120,8 @@ KERNEL void __launch_bounds__(THREADS) statistics(const __grid_constant__ Argume
 DEVICE void fetch_pair(const Arguments& args, unsigned char* pairs, KeyCursor& next, int& stage, int batch, int head) {
     if (next.segment < SEGMENTS) {
         unsigned char* pair = pairs + stage * (2 * PAIR_KEYS * ROW_BYTES);
-        copy_taken_keys<PAIR_KEYS, THREADS>(args, pair, next, batch, head);
-        copy_values<PAIR_KEYS, THREADS>(args, pair + PAIR_KEYS * ROW_BYTES, next, batch, head);
+        copy_keys<PAIR_KEYS, THREADS>(args, pair, next, batch, head, false, true);
+        copy_keys<PAIR_KEYS, THREADS>(args, pair + PAIR_KEYS * ROW_BYTES, next, batch, head, true, true);
         advance(args, next, PAIR_KEYS);
     }
     stage = stage + 1 == PAIRS ? 0 : stage + 1;
@@ -140,7 +140,8 @@ KERNEL void __launch_bounds__(THREADS) query_gradients(const __grid_constant__ A
     int write = 0, read = 0;
     copy_queries<Q, QUERIES, THREADS>(args, shared, own, count);
     copy_queries<DY, QUERIES, THREADS>(args, shared + QUERY_BYTES, own, count);
-    UNROLL for (int pair = 0; pair < PAIRS - 1; ++pair) fetch_pair(args, pairs, next, write, own.batch, key_head);
+#pragma unroll 1
+    for (int pair = 0; pair < PAIRS - 1; ++pair) fetch_pair(args, pairs, next, write, own.batch, key_head);
 
     const SharedAddress q = shared_address(shared) + warp * WARP_ROWS * ROW_BYTES;
     const SharedAddress dy = q + QUERY_BYTES;
@@ -156,8 +157,8 @@ KERNEL void __launch_bounds__(THREADS) query_gradients(const __grid_constant__ A
         __syncthreads();
         fetch_pair(args, pairs, next, write, own.batch, key_head);
         u32 taken[PAIR_KEYS / 32];
-        const bool partial = find_taken(args, at, own.batch, taken);
-        if (!partial || any_of(taken)) {
+        find_taken(args, at, own.batch, taken);
+        if (any_of(taken)) {
             const SharedAddress k = shared_address(pairs) + read * (2 * PAIR_KEYS * ROW_BYTES);
             const SharedAddress v = k + PAIR_KEYS * ROW_BYTES;
             float s[M_TILES][PAIR_KEYS / 8][4], r[M_TILES][PAIR_KEYS / 8][4];
@@ -174,7 +175,7 @@ KERNEL void __launch_bounds__(THREADS) query_gradients(const __grid_constant__ A
                     }
                 }
             }
-            if (partial) leave_out(s, taken, 0.0f);
+            if (!all_of(taken)) leave_out(s, taken, 0.0f);
             u32 u[M_TILES][PAIR_KEYS / 16][4];
             UNROLL for (int m = 0; m < M_TILES; ++m) as_left(u[m], s[m]);
             multiply_columns(dq, u, k);
@@ -219,7 +220,7 @@ DEVICE void fetch_queries(const Arguments& args, unsigned char* stages, QueryTil
         copy_queries<DY, QUERY_STEP, KEY_THREADS>(args, tile + STEP_BYTES, next, count);
         if (threadIdx.x < QUERY_STEP / 2) {
             const Statistics* from = statistics_of(args, next.batch, next.head) + next.first + 2 * threadIdx.x;
-            copy_async<16>(shared_address(tile + 2 * STEP_BYTES + 16 * threadIdx.x), from, 16);
+            copy_async<16>(shared_address(tile + 2 * STEP_BYTES + 16 * threadIdx.x), from);
         }
         next.first += QUERY_STEP;
     }
@@ -244,11 +245,12 @@ KERNEL void __launch_bounds__(KEY_THREADS) key_gradients(const __grid_constant__
     if (!wanted) return;
     unsigned char* stages = shared + 2 * KEY_BYTES;
 
-    copy_keys<KEY_ROWS, KEY_THREADS>(args, shared, own, batch, key_head_of(head));
-    copy_values<KEY_ROWS, KEY_THREADS>(args, shared + KEY_BYTES, own, batch, key_head_of(head));
+    copy_keys<KEY_ROWS, KEY_THREADS>(args, shared, own, batch, key_head_of(head), false, true);
+    copy_keys<KEY_ROWS, KEY_THREADS>(args, shared + KEY_BYTES, own, batch, key_head_of(head), true, true);
     QueryTile next{batch, head, 0};
     int write = 0, read = 0;
-    UNROLL for (int step = 0; step < QUERY_STAGES - 1; ++step) fetch_queries(args, stages, next, write);
+#pragma unroll 1
+    for (int step = 0; step < QUERY_STAGES - 1; ++step) fetch_queries(args, stages, next, write);
 
     const SharedAddress k = shared_address(shared) + warp * KEY_WARP_ROWS * ROW_BYTES;
     const SharedAddress v = k + KEY_BYTES;

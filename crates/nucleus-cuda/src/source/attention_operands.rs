@@ -7,7 +7,7 @@ use nucleus_ir::DType;
 use nucleus_plan::{Access, KeySegment, Operand, ScalarFunction, Size};
 
 use super::space::size;
-use super::{Direct, Slot, SourceError, constant, element, memory_type};
+use super::{Direct, Names, Slot, SourceError, constant, element, memory_type};
 use crate::architecture::Architecture;
 use crate::facts::Facts;
 
@@ -116,6 +116,7 @@ impl Slots<'_> {
         }
         if self.matrices {
             let _ = writeln!(text, "typedef {} Element;", memory_type(self.dtype));
+            text.push_str("struct Rows {\n    const Element* from;\n    i64 stride;\n};\n");
         }
         text
     }
@@ -129,9 +130,13 @@ impl Slots<'_> {
             let plain = self.plain_rows(function);
             let _ = writeln!(text, "    static constexpr bool COPIED = {};", plain.is_some());
             if let Some(access) = plain {
+                let stride = match access.strides[1] {
+                    Size::Const(stride) => stride.to_string(),
+                    Size::Arg(argument) => Direct.size(argument),
+                };
                 let _ = writeln!(
                     text,
-                    "    DEVICE const Element* row(const Arguments& args, int i0, int i1, int i2) {{\n        return memory<const Element>(args.o[{}]) + ({});\n    }}",
+                    "    DEVICE Rows rows(const Arguments& args, int i0, int i1, int i2) {{\n        return {{memory<const Element>(args.o[{}]) + ({}), {stride}}};\n    }}",
                     access.operand,
                     element(&access, &Direct)
                 );
@@ -147,12 +152,10 @@ impl Slots<'_> {
     /// The access to the first element of a row, if rows are memory that can be copied 16 bytes at a time.
     fn plain_rows(&self, function: &ScalarFunction) -> Option<Access> {
         let access = function.as_load()?;
-        let through = access.indirect.as_ref();
-        let same_index = through.is_none_or(|indirect| indirect.index.strides.get(3).is_none_or(|s| s.is(0)));
         let aligned = self.facts.alignment(access, 3) * self.dtype.size() as i64 >= 16;
         let of_type = self.operands.get(access.operand as usize)?.dtype == self.dtype;
-        let side_by_side = access.strides.get(3)?.is(1);
-        (same_index && aligned && of_type && side_by_side).then(|| {
+        let side_by_side = access.strides.len() == 4 && access.strides[3].is(1);
+        (access.indirect.is_none() && aligned && of_type && side_by_side).then(|| {
             let mut first = access.clone();
             first.strides[3] = Size::Const(0);
             first

@@ -6,6 +6,8 @@
 mod harness;
 mod shim;
 
+#[path = "../../../nucleus-cpu/tests/executor/attention.rs"]
+mod attention;
 #[path = "../../../nucleus-cpu/tests/executor/case.rs"]
 mod case;
 #[path = "../../../nucleus-cpu/tests/executor/maps.rs"]
