@@ -5,11 +5,11 @@
 // through a ring of SLOTS tiles. Probabilities stay in registers: accumulators of one product are the left factor of the next. A tile
 // whose keys are all left out costs its loads only.
 //
-// Slots: int queries(args), Q (an operand, see attention_tiles.cuh), the segments of attention_keys.cuh, and
+// Slots: int queries(args), Q (an operand, see attention/tiles.cuh), the segments of attention/keys.cuh, and
 //   template <int V> void epilogue(args, batch, query, head, column, const float (&lane)[1][V], const float (&sum)[1]).
 // Constants: HEADS, KEY_HEADS, HEAD_SIZE, HEAD, SEGMENTS, SCALE, THREADS, M_TILES, KEYS, SLOTS.
 
-#include "attention_tiles.cuh"
+#include "attention/tiles.cuh"
 
 constexpr int WARPS = THREADS / 32;
 constexpr int WARP_ROWS = 16 * M_TILES;
@@ -64,6 +64,13 @@ DEVICE void exponentiate(float (&s)[M_TILES][KEY_TILES][4], Softmax& rows, float
         }
     }
 }
+
+struct StoreResult {
+    DEVICE void run(const Arguments& args, QueryTile own, int count, int first, int row, int column, const float (&value)[1][8]) {
+        const float none[1] = {0.0f};
+        if (first + row < count) epilogue<8>(args, own.batch, first + row, own.head, column, value, none);
+    }
+};
 
 KERNEL void __launch_bounds__(THREADS) attention(const __grid_constant__ Arguments args) {
     SHARED_MEMORY(shared);
@@ -127,10 +134,6 @@ KERNEL void __launch_bounds__(THREADS) attention(const __grid_constant__ Argumen
                 out[m][n][2 * r + 1] *= factor;
             }
         }
-        store_rows(out[m], stage, [&](int row, int column, const float (&value)[1][8]) {
-            const int query = own.first + warp * WARP_ROWS + m * 16 + row;
-            const float none[1] = {0.0f};
-            if (query < count) epilogue<8>(args, own.batch, query, own.head, column, value, none);
-        });
+        store_rows<StoreResult>(out[m], stage, args, own, count, own.first + warp * WARP_ROWS + m * 16);
     }
 }

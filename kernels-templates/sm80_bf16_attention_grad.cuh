@@ -16,8 +16,8 @@
 // KEYS and SLOTS of statistics, PAIR_KEYS and PAIRS (in shared memory), STATISTICS = QUERIES, KEY_THREADS, KEY_M_TILES, QUERY_STEP and
 // QUERY_STAGES, ANY_KEYS and ANY_VALUES (whether any segment wants gradients of these), SUM_THREADS.
 
-#include "attention_tiles.cuh"
-#include "attention_statistics.cuh"
+#include "attention/tiles.cuh"
+#include "attention/statistics.cuh"
 
 constexpr int M_TILES = 2;
 constexpr int WARP_ROWS = 16 * M_TILES;
@@ -120,6 +120,7 @@ KERNEL void __launch_bounds__(THREADS) statistics(const __grid_constant__ Argume
 DEVICE void fetch_pair(const Arguments& args, unsigned char* pairs, KeyCursor& next, int& stage, int batch, int head) {
     if (next.segment < SEGMENTS) {
         unsigned char* pair = pairs + stage * (2 * PAIR_KEYS * ROW_BYTES);
+        head = fresh(head);
         copy_keys<PAIR_KEYS, THREADS>(args, pair, next, batch, head, false, true);
         copy_keys<PAIR_KEYS, THREADS>(args, pair + PAIR_KEYS * ROW_BYTES, next, batch, head, true, true);
         advance(args, next, PAIR_KEYS);
@@ -127,6 +128,14 @@ DEVICE void fetch_pair(const Arguments& args, unsigned char* pairs, KeyCursor& n
     stage = stage + 1 == PAIRS ? 0 : stage + 1;
     commit_copies();
 }
+
+struct StoreQueryGradient {
+    DEVICE void run(const Arguments& args, QueryTile own, int count, int first, int row, int column, float (&value)[1][8]) {
+        UNROLL for (int l = 0; l < 8; ++l) value[0][l] *= SCALE;
+        const float none[1] = {0.0f};
+        if (first + row < count) query_gradient<8>(args, own.batch, first + row, own.head, column, value, none);
+    }
+};
 
 KERNEL void __launch_bounds__(THREADS) query_gradients(const __grid_constant__ Arguments args) {
     SHARED_MEMORY(shared);
@@ -187,12 +196,7 @@ KERNEL void __launch_bounds__(THREADS) query_gradients(const __grid_constant__ A
     __syncthreads();
     float* stage = reinterpret_cast<float*>(shared + warp * STAGE_BYTES);
     UNROLL for (int m = 0; m < M_TILES; ++m) {
-        store_rows(dq[m], stage, [&](int row, int column, float (&value)[1][8]) {
-            const int query = own.first + warp * WARP_ROWS + m * 16 + row;
-            UNROLL for (int l = 0; l < 8; ++l) value[0][l] *= SCALE;
-            const float none[1] = {0.0f};
-            if (query < count) query_gradient<8>(args, own.batch, query, own.head, column, value, none);
-        });
+        store_rows<StoreQueryGradient>(dq[m], stage, args, own, count, own.first + warp * WARP_ROWS + m * 16);
     }
 }
 
@@ -212,19 +216,19 @@ DEVICE float* key_partial(const Arguments& args, int segment, int batch, int key
     return first + (rows * HEADS + head) * (2 * HEAD_SIZE);
 }
 
-DEVICE void fetch_queries(const Arguments& args, unsigned char* stages, QueryTile& next, int& stage) {
+// Begins the copy of queries, if there are any, into a stage.
+DEVICE void fetch_queries(const Arguments& args, unsigned char* stages, QueryTile at, int stage) {
     const int count = queries(args);
-    if (next.first < count) {
+    if (at.first < count) {
         unsigned char* tile = stages + stage * QUERY_STAGE_BYTES;
-        copy_queries<Q, QUERY_STEP, KEY_THREADS>(args, tile, next, count);
-        copy_queries<DY, QUERY_STEP, KEY_THREADS>(args, tile + STEP_BYTES, next, count);
+        at.head = fresh(at.head);
+        copy_queries<Q, QUERY_STEP, KEY_THREADS>(args, tile, at, count);
+        copy_queries<DY, QUERY_STEP, KEY_THREADS>(args, tile + STEP_BYTES, at, count);
         if (threadIdx.x < QUERY_STEP / 2) {
-            const Statistics* from = statistics_of(args, next.batch, next.head) + next.first + 2 * threadIdx.x;
+            const Statistics* from = statistics_of(args, at.batch, at.head) + at.first + 2 * threadIdx.x;
             copy_async<16>(shared_address(tile + 2 * STEP_BYTES + 16 * threadIdx.x), from);
         }
-        next.first += QUERY_STEP;
     }
-    stage = stage + 1 == QUERY_STAGES ? 0 : stage + 1;
     commit_copies();
 }
 
@@ -247,10 +251,9 @@ KERNEL void __launch_bounds__(KEY_THREADS) key_gradients(const __grid_constant__
 
     copy_keys<KEY_ROWS, KEY_THREADS>(args, shared, own, batch, key_head_of(head), false, true);
     copy_keys<KEY_ROWS, KEY_THREADS>(args, shared + KEY_BYTES, own, batch, key_head_of(head), true, true);
-    QueryTile next{batch, head, 0};
-    int write = 0, read = 0;
+    int stage = 0;
 #pragma unroll 1
-    for (int step = 0; step < QUERY_STAGES - 1; ++step) fetch_queries(args, stages, next, write);
+    for (; stage < QUERY_STAGES - 1; ++stage) fetch_queries(args, stages, {batch, head, stage * QUERY_STEP}, stage);
 
     const SharedAddress k = shared_address(shared) + warp * KEY_WARP_ROWS * ROW_BYTES;
     const SharedAddress v = k + KEY_BYTES;
@@ -260,9 +263,10 @@ KERNEL void __launch_bounds__(KEY_THREADS) key_gradients(const __grid_constant__
     for (int first = 0; first < count; first += QUERY_STEP) {
         wait_copies<QUERY_STAGES - 2>();
         __syncthreads();
-        fetch_queries(args, stages, next, write);
-        const unsigned char* tile = stages + read * QUERY_STAGE_BYTES;
-        const SharedAddress q = shared_address(stages) + read * QUERY_STAGE_BYTES, dy = q + STEP_BYTES;
+        fetch_queries(args, stages, {batch, head, first + (QUERY_STAGES - 1) * QUERY_STEP}, stage);
+        stage = stage + 1 == QUERY_STAGES ? 0 : stage + 1;
+        const unsigned char* tile = stages + stage * QUERY_STAGE_BYTES;
+        const SharedAddress q = shared_address(stages) + stage * QUERY_STAGE_BYTES, dy = q + STEP_BYTES;
         const float* known = reinterpret_cast<const float*>(tile + 2 * STEP_BYTES);
         // Rows are keys, columns queries: the statistics belong to columns.
         float p[KEY_M_TILES][QUERY_STEP / 8][4];
@@ -295,7 +299,6 @@ KERNEL void __launch_bounds__(KEY_THREADS) key_gradients(const __grid_constant__
             UNROLL for (int m = 0; m < KEY_M_TILES; ++m) as_left(left[m], p[m]);
             multiply_columns(dk, left, q);
         }
-        read = read + 1 == QUERY_STAGES ? 0 : read + 1;
     }
     wait_copies<0>();
     const int length = segment_length(args, own.segment);

@@ -5,7 +5,7 @@
 //
 // Slots: those of sm80_bf16_attention.cuh. Constants: HEADS, KEY_HEADS, HEAD_SIZE, SEGMENTS, SCALE, COLUMNS, LANES.
 
-#include "attention_f32_tiles.cuh"
+#include "attention/f32_tiles.cuh"
 
 // What a thread knows of its rows. `sum` is that of its own columns.
 struct Online {
@@ -49,6 +49,13 @@ struct AddKeys {
     }
 };
 
+struct StoreResult {
+    DEVICE void run(const Arguments& args, QueryTile own, int count, int row, int column, const float (&value)[1][LANES]) {
+        const float none[1] = {0.0f};
+        if (own.first + row < count) epilogue<LANES>(args, own.batch, own.first + row, own.head, column, value, none);
+    }
+};
+
 KERNEL void __launch_bounds__(THREADS) attention(const __grid_constant__ Arguments args) {
     SHARED_MEMORY(shared);
     float* stage = reinterpret_cast<float*>(shared);
@@ -73,8 +80,5 @@ KERNEL void __launch_bounds__(THREADS) attention(const __grid_constant__ Argumen
             UNROLL for (int j = 0; j < 4; ++j) rows.out[i][part][j] *= factor;
         }
     }
-    store_rows(rows.out, first_column, [&](int row, int column, float (&value)[1][LANES]) {
-        const float none[1] = {0.0f};
-        if (own.first + row < count) epilogue<LANES>(args, own.batch, own.first + row, own.head, column, value, none);
-    });
+    store_rows<StoreResult>(rows.out, first_column, args, own, count);
 }

@@ -9,13 +9,13 @@
 //   key_gradients    64 keys of a key head x COLUMNS columns: past the queries of all its heads
 // Every sum belongs to one block and has one order.
 //
-// Slots: int queries(args), operands Q and DY; segments as in attention_keys.cuh, each with HAS_KEYS, HAS_VALUES and
+// Slots: int queries(args), operands Q and DY; segments as in attention/keys.cuh, each with HAS_KEYS, HAS_VALUES and
 // key_gradient<V>, value_gradient<V>(args, batch, key, head, column, const float (&lane)[1][V]); and
 // query_gradient<V>(args, batch, query, head, column, const float (&lane)[1][V]).
 // Constants: those of sm80_f32_attention.cuh, STATISTICS = 64.
 
-#include "attention_f32_tiles.cuh"
-#include "attention_statistics.cuh"
+#include "attention/f32_tiles.cuh"
+#include "attention/statistics.cuh"
 
 typedef float Scores[4][4];
 
@@ -106,6 +106,14 @@ struct AddKeys {
     }
 };
 
+struct StoreQueryGradient {
+    DEVICE void run(const Arguments& args, QueryTile own, int count, int row, int column, float (&value)[1][LANES]) {
+        UNROLL for (int l = 0; l < LANES; ++l) value[0][l] *= SCALE;
+        const float none[1] = {0.0f};
+        if (own.first + row < count) query_gradient<LANES>(args, own.batch, own.first + row, own.head, column, value, none);
+    }
+};
+
 KERNEL void __launch_bounds__(THREADS) query_gradients(const __grid_constant__ Arguments args) {
     SHARED_MEMORY(shared);
     float* stage = reinterpret_cast<float*>(shared);
@@ -121,12 +129,25 @@ KERNEL void __launch_bounds__(THREADS) query_gradients(const __grid_constant__ A
     for (KeyCursor at = first_keys(args); at.segment < SEGMENTS; advance(args, at, ROWS)) {
         with_segment<AddKeys>(at.segment, args, stage, own, at.first, first_column, of_row, dq);
     }
-    store_rows(dq, first_column, [&](int row, int column, float (&value)[1][LANES]) {
-        UNROLL for (int l = 0; l < LANES; ++l) value[0][l] *= SCALE;
-        const float none[1] = {0.0f};
-        if (own.first + row < count) query_gradient<LANES>(args, own.batch, own.first + row, own.head, column, value, none);
-    });
+    store_rows<StoreQueryGradient>(dq, first_column, args, own, count);
 }
+
+// What a key that is left out gathered is of no score.
+template <class Segment, bool VALUES>
+struct StoreKeyGradient {
+    DEVICE void run(const Arguments& args, int batch, int key_head, int first, int row, int column, float (&value)[1][LANES]) {
+        const int key = first + row;
+        if (key >= Segment::length(args)) return;
+        const bool taken = Segment::taken(args, batch, key);
+        UNROLL for (int l = 0; l < LANES; ++l) value[0][l] = taken ? value[0][l] * (VALUES ? 1.0f : SCALE) : 0.0f;
+        const float none[1] = {0.0f};
+        if constexpr (VALUES) {
+            Segment::template value_gradient<LANES>(args, batch, key, key_head, column, value, none);
+        } else {
+            Segment::template key_gradient<LANES>(args, batch, key, key_head, column, value, none);
+        }
+    }
+};
 
 struct GradientsOfKeys {
     template <class Segment>
@@ -170,22 +191,11 @@ struct GradientsOfKeys {
                 }
             }
         }
-        const int length = Segment::length(args);
-        const float none[1] = {0.0f};
-        // What a key that is left out gathered is of no score.
         if constexpr (Segment::HAS_KEYS) {
-            store_rows(dk, first_column, [&](int row, int column, float (&value)[1][LANES]) {
-                const bool taken = Segment::taken(args, batch, first + row);
-                UNROLL for (int l = 0; l < LANES; ++l) value[0][l] = taken ? value[0][l] * SCALE : 0.0f;
-                if (first + row < length) Segment::template key_gradient<LANES>(args, batch, first + row, key_head, column, value, none);
-            });
+            store_rows<StoreKeyGradient<Segment, false>>(dk, first_column, args, batch, key_head, first);
         }
         if constexpr (Segment::HAS_VALUES) {
-            store_rows(dv, first_column, [&](int row, int column, float (&value)[1][LANES]) {
-                const bool taken = Segment::taken(args, batch, first + row);
-                UNROLL for (int l = 0; l < LANES; ++l) value[0][l] = taken ? value[0][l] : 0.0f;
-                if (first + row < length) Segment::template value_gradient<LANES>(args, batch, first + row, key_head, column, value, none);
-            });
+            store_rows<StoreKeyGradient<Segment, true>>(dv, first_column, args, batch, key_head, first);
         }
     }
 };

@@ -60,7 +60,8 @@ pub(super) fn source(
     };
     let slots =
         Slots { operands: &kernel.operands, facts, dtype: attention.dtype, matrices: shape.is_some() };
-    let mut text = vec![slots.head(heads, attention.batch, attention.queries), slots.rows("Q", &attention.q)?];
+    let mut text =
+        vec![slots.head(heads, attention.batch, attention.queries), slots.rows("Q", &attention.q)?];
     for (number, segment) in attention.segments.iter().enumerate() {
         text.push(slots.segment(number, segment, "")?);
     }

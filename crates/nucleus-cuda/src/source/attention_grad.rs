@@ -7,7 +7,7 @@ use nucleus_plan::{AttentionGrad, GradSegment, Kernel, Size};
 
 use super::attention::query_blocks;
 use super::attention_operands::{F32_SHARED, Heads, Slots, half_of_shared, ring};
-use super::{Blocks, Function, Grid, KernelSource, SourceError, Tiles, Unit};
+use super::{Blocks, Function, Grid, KernelSource, SourceError, Unit};
 use crate::architecture::Architecture;
 use crate::facts::Facts;
 
@@ -139,9 +139,9 @@ struct Wanted {
     keys: bool,
 }
 
-/// A count of tiles of keys for each segment.
-fn tiles_of(lengths: &[Size], each: u32) -> Vec<Tiles> {
-    lengths.iter().map(|length| Tiles { extents: vec![*length], each }).collect()
+/// The sum of a number for each segment.
+fn over_segments(lengths: &[Size], number: impl Fn(Size) -> Blocks) -> Blocks {
+    lengths.iter().fold(Blocks::NONE, |sum, length| sum.plus(number(*length)))
 }
 
 fn matrix_functions(
@@ -164,22 +164,23 @@ fn matrix_functions(
         function("query_gradients", THREADS, shared_bytes[1], queries());
     }
     if wanted.keys {
-        let tiles = tiles_of(lengths, shape.key_rows());
-        let blocks = Blocks::constant(heads.heads).times(&[grad.batch], 1).times_sum(tiles);
+        let tiles =
+            |length| Blocks::constant(heads.heads).times(&[grad.batch], 1).times(&[length], shape.key_rows());
+        let blocks = over_segments(lengths, tiles);
         function("key_gradients", KEY_THREADS, shared_bytes[2], Grid::line(blocks));
         let vectors = Size::Const(i64::from(heads.key_heads) * i64::from(heads.size / 8));
-        let points = |length: &Size| Tiles { extents: vec![vectors, grad.batch, *length], each: SUM_THREADS };
-        let blocks = Blocks::constant(1).times_sum(lengths.iter().map(points).collect());
-        function("key_sums", SUM_THREADS, 0, Grid::line(blocks));
+        let sums = |length| Blocks::constant(1).times(&[vectors, grad.batch, length], SUM_THREADS);
+        function("key_sums", SUM_THREADS, 0, Grid::line(over_segments(lengths, sums)));
     }
-    // In units of 1 KB for each head and batch item: 8 bytes of a query's statistics, and 8 bytes for each column of a key.
-    let mut units = vec![Tiles { extents: vec![grad.queries], each: QUERIES }];
+    // 8 bytes of a query's statistics, and 8 bytes for each column of a key.
+    let kilobytes = || Blocks::constant(heads.heads.saturating_mul(1024)).times(&[grad.batch], 1);
+    let mut scratch = kilobytes().times(&[grad.queries], QUERIES);
     if wanted.keys {
         let columns = Size::Const(i64::from(heads.size));
-        units.extend(lengths.iter().map(|length| Tiles { extents: vec![columns, *length], each: 128 }));
+        scratch =
+            lengths.iter().fold(scratch, |sum, length| sum.plus(kilobytes().times(&[columns, *length], 128)));
     }
-    let unit = heads.heads.saturating_mul(1024);
-    (functions, Blocks::constant(unit).times(&[grad.batch], 1).times_sum(units))
+    (functions, scratch)
 }
 
 fn f32_functions(
@@ -201,19 +202,16 @@ fn f32_functions(
         function("query_gradients", queries(chunks));
     }
     if wanted.keys {
-        let blocks = Blocks::constant(heads.key_heads.saturating_mul(chunks)).times(&[grad.batch], 1);
-        function("key_gradients", Grid::line(blocks.times_sum(tiles_of(lengths, F32_ROWS))));
+        let blocks = heads.key_heads.saturating_mul(chunks);
+        let tiles = |length| Blocks::constant(blocks).times(&[grad.batch], 1).times(&[length], F32_ROWS);
+        function("key_gradients", Grid::line(over_segments(lengths, tiles)));
     }
     let bytes = heads.heads.saturating_mul(8 * F32_ROWS);
     (functions, Blocks::constant(bytes).times(&[grad.batch], 1).times(&[grad.queries], F32_ROWS))
 }
 
 /// A segment with the epilogues of its gradients.
-fn gradient_segment(
-    slots: &Slots,
-    number: usize,
-    segment: &GradSegment,
-) -> Result<String, SourceError> {
+fn gradient_segment(slots: &Slots, number: usize, segment: &GradSegment) -> Result<String, SourceError> {
     let mut text = String::new();
     let mut members = String::new();
     let gradients = [

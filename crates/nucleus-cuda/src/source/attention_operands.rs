@@ -30,7 +30,7 @@ impl Heads {
         self.size.next_multiple_of(16)
     }
 
-    /// Bytes of a row in shared memory, as `attention_tiles.cuh` lays them out.
+    /// Bytes of a row in shared memory, as `attention/tiles.cuh` lays them out.
     pub(super) fn row_bytes(self) -> u32 {
         let chunks = self.padded() / 8;
         (if chunks.is_multiple_of(8) { chunks } else { chunks + 1 }) * 16

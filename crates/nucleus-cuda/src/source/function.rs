@@ -233,8 +233,7 @@ impl<'a> Printer<'a> {
                 self.define(number, *dtype, &text)
             }
             Step::Affine { offset, strides } => {
-                let access =
-                    Access { operand: 0, offset: *offset, strides: strides.clone(), indirect: None };
+                let access = Access { operand: 0, offset: *offset, strides: strides.clone(), indirect: None };
                 let mut text = element(&access, self.slot.names);
                 if let (Kind::Lanes, Some(axis)) = (self.kinds[number], self.slot.lanes) {
                     let _ = write!(text, " + {} * l", self.size(strides[axis]));
@@ -292,8 +291,7 @@ impl<'a> Printer<'a> {
                 let stride = access.strides.get(axis).copied().unwrap_or(Size::Const(0));
                 if through {
                     let lane = self.lane_element(access, axis);
-                    let base =
-                        format!("memory<const {memory}>({})", self.slot.names.operand(access.operand));
+                    let base = format!("memory<const {memory}>({})", self.slot.names.operand(access.operand));
                     self.each_lane(&format!("v{number}[l] = load({base} + ({lane}));"));
                 } else if stride.is(1) {
                     let aligned = self.slot.facts.alignment(access, axis);

@@ -12,37 +12,26 @@ pub struct Tiles {
     pub each: u32,
 }
 
-impl Tiles {
-    /// The number at these sizes; negative extents count 0. `None` above 2¹²⁸.
-    fn count(&self, sizes: &[i64]) -> Option<u128> {
-        let mut extent = 1u128;
-        for size in &self.extents {
-            extent = extent.checked_mul(size.value(sizes).max(0) as u128)?;
-        }
-        Some(extent.div_ceil(u128::from(self.each.max(1))))
-    }
-}
-
-/// ⌈product of counts, of a sum of counts if there is one, and a constant / a divisor⌉.
+/// ⌈product of counts and a constant / a divisor⌉, and further numbers that are added to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blocks {
     /// The constant.
     pub factor: u32,
     /// The counts.
     pub tiles: Vec<Tiles>,
-    /// Counts whose sum is a further factor; none for no such factor.
-    pub sum: Vec<Tiles>,
     /// The divisor.
     pub divisor: u32,
+    /// What is added.
+    pub more: Vec<Blocks>,
 }
 
 impl Blocks {
     /// No blocks, or no bytes.
-    pub const NONE: Blocks = Blocks { factor: 0, tiles: Vec::new(), sum: Vec::new(), divisor: 1 };
+    pub const NONE: Blocks = Blocks { factor: 0, tiles: Vec::new(), divisor: 1, more: Vec::new() };
 
     /// A constant.
     pub fn constant(factor: u32) -> Blocks {
-        Blocks { factor, tiles: Vec::new(), sum: Vec::new(), divisor: 1 }
+        Blocks { factor, tiles: Vec::new(), divisor: 1, more: Vec::new() }
     }
 
     /// One for every point of a space.
@@ -50,15 +39,15 @@ impl Blocks {
         Blocks::constant(1).times(extents, 1)
     }
 
-    /// The product with ⌈product of `extents` / `each`⌉.
-    pub fn times(mut self, extents: &[Size], each: u32) -> Blocks {
-        self.tiles.push(Tiles { extents: extents.to_vec(), each });
+    /// The sum with another number.
+    pub fn plus(mut self, other: Blocks) -> Blocks {
+        self.more.push(other);
         self
     }
 
-    /// The product with a sum of counts, in place of the sum that there was.
-    pub fn times_sum(mut self, counts: Vec<Tiles>) -> Blocks {
-        self.sum = counts;
+    /// The product with ⌈product of `extents` / `each`⌉. What was added is not multiplied.
+    pub fn times(mut self, extents: &[Size], each: u32) -> Blocks {
+        self.tiles.push(Tiles { extents: extents.to_vec(), each });
         self
     }
 
@@ -72,16 +61,16 @@ impl Blocks {
     pub fn count(&self, sizes: &[i64]) -> Option<u64> {
         let mut total = u128::from(self.factor);
         for tiles in &self.tiles {
-            total = total.checked_mul(tiles.count(sizes)?)?;
-        }
-        if !self.sum.is_empty() {
-            let mut sum = 0u128;
-            for tiles in &self.sum {
-                sum = sum.checked_add(tiles.count(sizes)?)?;
+            let mut extent = 1u128;
+            for size in &tiles.extents {
+                extent = extent.checked_mul(size.value(sizes).max(0) as u128)?;
             }
-            total = total.checked_mul(sum)?;
+            total = total.checked_mul(extent.div_ceil(u128::from(tiles.each.max(1))))?;
         }
-        let total = total.div_ceil(u128::from(self.divisor.max(1)));
+        let mut total = total.div_ceil(u128::from(self.divisor.max(1)));
+        for more in &self.more {
+            total += u128::from(more.count(sizes)?);
+        }
         u64::try_from(total).ok().filter(|total| *total <= i64::MAX as u64)
     }
 }
@@ -95,7 +84,9 @@ pub struct Grid {
 
 /// A grid larger than a device takes.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("a launch needs {needed} blocks along axis {axis} of its grid; {limit} are possible: use smaller sizes")]
+#[error(
+    "a launch needs {needed} blocks along axis {axis} of its grid; {limit} are possible: use smaller sizes"
+)]
 pub struct GridError {
     axis: usize,
     needed: u64,

@@ -10,14 +10,15 @@ macro_rules! files {
 
 /// Path and text of every file.
 const FILES: &[(&str, &str)] = files! {
-    "attention_f32_tiles.cuh"
-    "attention_keys.cuh"
-    "attention_statistics.cuh"
-    "attention_tiles.cuh"
+    "attention/f32_tiles.cuh"
+    "attention/keys.cuh"
+    "attention/statistics.cuh"
+    "attention/tiles.cuh"
     "prelude.cuh"
     "ptx/async_copy.cuh"
     "ptx/convert.cuh"
     "ptx/exp2.cuh"
+    "ptx/fresh.cuh"
     "ptx/matrix.cuh"
     "ptx/shared.cuh"
     "sm80_bf16_attention.cuh"

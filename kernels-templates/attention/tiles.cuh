@@ -11,8 +11,9 @@
 // where `rows` is there if COPIED: its rows are plain, aligned memory.
 #pragma once
 
-#include "attention_keys.cuh"
+#include "attention/keys.cuh"
 #include "ptx/async_copy.cuh"
+#include "ptx/fresh.cuh"
 #include "ptx/matrix.cuh"
 
 constexpr int CHUNKS = HEAD / 8;
@@ -129,7 +130,7 @@ struct Ring {
 template <int KEYS, int SLOTS, int BLOCK>
 DEVICE void fetch(const Arguments& args, unsigned char* tiles, Ring& ring, int batch, int head) {
     if (ring.next.segment < SEGMENTS) {
-        copy_keys<KEYS, BLOCK>(args, tiles + ring.slot * (KEYS * ROW_BYTES), ring.next, batch, head, ring.values, ring.values);
+        copy_keys<KEYS, BLOCK>(args, tiles + ring.slot * (KEYS * ROW_BYTES), ring.next, batch, fresh(head), ring.values, ring.values);
         if (ring.values) advance(args, ring.next, KEYS);
         ring.values = !ring.values;
     }
@@ -247,13 +248,13 @@ DEVICE float sum_of_row(float x) {
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-// Calls store(row, column, value) with 8 neighbouring columns of the 16 rows of a warp at a time, having brought the accumulators into
-// that order. `stage` is memory of the warp, 16 rows of STAGE_ROW; of its columns 8 more than needed keep rows in different banks.
+// Calls Store::run(arguments…, row, column, value) with 8 neighbouring columns of the 16 rows of a warp at a time, having brought the
+// accumulators into that order. `stage` is memory of the warp, 16 rows of STAGE_ROW; of its columns 8 more than needed keep rows in different banks.
 constexpr int STAGE_ROW = HEAD + 8;
 constexpr int STAGE_BYTES = 16 * STAGE_ROW * 4;
 
-template <class Store>
-DEVICE void store_rows(const float (&c)[HEAD_TILES][4], float* stage, const Store& store) {
+template <class Store, class... Rest>
+DEVICE void store_rows(const float (&c)[HEAD_TILES][4], float* stage, const Rest&... rest) {
     const int lane = int(threadIdx.x) % 32;
     // The warp may still read what it staged before.
     __syncwarp();
@@ -265,10 +266,11 @@ DEVICE void store_rows(const float (&c)[HEAD_TILES][4], float* stage, const Stor
     }
     __syncwarp();
     constexpr int VECTORS = HEAD_SIZE / 8;
+#pragma unroll 1
     for (int at = lane; at < 16 * VECTORS; at += 32) {
         const int row = at / VECTORS, column = at % VECTORS * 8;
         float value[1][8];
         load_lanes<4>(stage + row * STAGE_ROW + column, value[0]);
-        store(row, column, value);
+        Store::run(rest..., row, column, value);
     }
 }

@@ -5,7 +5,7 @@
 // Factors are QueryRows and KeyRows: columns_of(factor, row, column) gives LANES neighbouring columns of a row counted from the tile's first.
 #pragma once
 
-#include "attention_keys.cuh"
+#include "attention/keys.cuh"
 
 constexpr int THREADS = 256;
 constexpr int ROWS = 64;
@@ -57,7 +57,8 @@ DEVICE void multiply_rows(float (&c)[4][4], float* stage, const A& a, const B& b
         stage_transposed(stage, first, a);
         stage_transposed(stage + DEPTH * PITCH, first, b);
         __syncthreads();
-        UNROLL for (int d = 0; d < DEPTH; ++d) {
+#pragma unroll 8
+        for (int d = 0; d < DEPTH; ++d) {
             float left[4], right[4];
             read_shared(stage + d * PITCH + 4 * tile_y(), left);
             read_shared(stage + (DEPTH + d) * PITCH + 4 * tile_x(), right);
@@ -90,7 +91,8 @@ DEVICE void multiply_columns(float (&c)[4][PARTS][4], const float* weights, floa
             UNROLL for (int l = 0; l < LANES; ++l) stage[row * COLUMN_PITCH + column + l] = value.at[l];
         }
         __syncthreads();
-        UNROLL for (int k = 0; k < DEPTH; ++k) {
+#pragma unroll 4
+        for (int k = 0; k < DEPTH; ++k) {
             float left[4];
             read_shared(weights + (k0 + k) * PITCH + 4 * tile_y(), left);
             UNROLL for (int part = 0; part < PARTS; ++part) {
@@ -112,21 +114,16 @@ DEVICE void clear(float (&c)[4][PARTS][4]) {
     }
 }
 
-// Calls store(row, column, value) with LANES neighbouring columns of the thread's results at a time.
-template <class Store>
-DEVICE void store_rows(const float (&c)[4][PARTS][4], int first, const Store& store) {
-    for (int i = 0; i < 4; ++i) {
+// Calls Store::run(arguments…, row, column, value) with LANES neighbouring columns of the thread's results at a time.
+template <class Store, class... Rest>
+DEVICE void store_rows(const float (&c)[4][PARTS][4], int first, const Rest&... rest) {
+    UNROLL for (int i = 0; i < 4; ++i) {
         UNROLL for (int part = 0; part < PARTS; ++part) {
             const int column = first + 64 * part + 4 * tile_x();
             UNROLL for (int j = 0; j < 4; j += LANES) {
                 float value[1][LANES];
-                // Rows are chosen without an index, so that accumulators stay in registers.
-                UNROLL for (int l = 0; l < LANES; ++l) {
-                    const float low = i == 0 ? c[0][part][j + l] : c[1][part][j + l];
-                    const float high = i == 2 ? c[2][part][j + l] : c[3][part][j + l];
-                    value[0][l] = i < 2 ? low : high;
-                }
-                if (column + j < HEAD_SIZE) store(4 * tile_y() + i, column + j, value);
+                UNROLL for (int l = 0; l < LANES; ++l) value[0][l] = c[i][part][j + l];
+                if (column + j < HEAD_SIZE) Store::run(rest..., 4 * tile_y() + i, column + j, value);
             }
         }
     }
