@@ -13,7 +13,7 @@
 // straight from the accumulators. Every sum has one order.
 //
 // Slots: those of sm80_f32_attention_grad.cuh and int batches(args). Constants: HEADS, KEY_HEADS, HEAD_SIZE, HEAD, SEGMENTS, SCALE, THREADS,
-// KEYS and SLOTS of statistics, PAIR_KEYS and PAIRS (in shared memory), STATISTICS = QUERIES, KEY_THREADS, KEY_M_TILES, QUERY_STEP and
+// KEYS and SLOTS of statistics, PAIR_KEYS and PAIRS (in shared memory), STATISTICS = QUERIES, KEY_THREADS, QUERY_STEP and
 // QUERY_STAGES, ANY_KEYS and ANY_VALUES (whether any segment wants gradients of these), SUM_THREADS.
 
 #include "attention/tiles.cuh"
@@ -200,6 +200,8 @@ KERNEL void __launch_bounds__(THREADS) query_gradients(const __grid_constant__ A
     }
 }
 
+// The gradients of 32 keys and their values would leave no registers for scores.
+constexpr int KEY_M_TILES = 1;
 constexpr int KEY_WARP_ROWS = 16 * KEY_M_TILES;
 constexpr int KEY_ROWS = KEY_THREADS / 32 * KEY_WARP_ROWS;
 constexpr int KEY_BYTES = KEY_ROWS * ROW_BYTES;

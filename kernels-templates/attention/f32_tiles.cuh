@@ -57,7 +57,7 @@ DEVICE void multiply_rows(float (&c)[4][4], float* stage, const A& a, const B& b
         stage_transposed(stage, first, a);
         stage_transposed(stage + DEPTH * PITCH, first, b);
         __syncthreads();
-#pragma unroll 8
+#pragma unroll 4
         for (int d = 0; d < DEPTH; ++d) {
             float left[4], right[4];
             read_shared(stage + d * PITCH + 4 * tile_y(), left);

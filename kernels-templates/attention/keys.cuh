@@ -110,14 +110,6 @@ DEVICE bool any_of(const u32 (&taken)[WORDS]) {
     return any != 0;
 }
 
-template <int WORDS>
-DEVICE bool is_set(const u32 (&rows)[WORDS], int row) {
-    u32 word = rows[0];
-    // Without an index, so that words stay in registers.
-    UNROLL for (int w = 1; w < WORDS; ++w) word = row / 32 == w ? rows[w] : word;
-    return word >> (row & 31) & 1;
-}
-
 // Which queries of which head a block has: tiles of one head follow one another, then the heads that share a key head, so that blocks
 // that run at a time read the same keys and find them in the second cache.
 struct QueryTile {

@@ -25,12 +25,10 @@ DEVICE constexpr int chunk_offset(int row, int chunk) {
     return row * ROW_BYTES + ((EXCHANGED ? chunk ^ (row & 7) : chunk) << 4);
 }
 
-DEVICE constexpr int words_for(int rows) { return (rows + 31) / 32; }
-
-// Begins to copy rows into a tile; those whose bit in `taken` is not set, and columns behind HEAD_SIZE, become 0. The threads of the block
+// Begins to copy rows, a multiple of 32, into a tile; those whose bit in `taken` is not set, and columns behind HEAD_SIZE, become 0. The threads of the block
 // share the work.
 template <int ROWS, int BLOCK>
-DEVICE void copy_rows(unsigned char* tile, Rows rows, const u32 (&taken)[words_for(ROWS)]) {
+DEVICE void copy_rows(unsigned char* tile, Rows rows, const u32 (&taken)[ROWS / 32]) {
     constexpr int PER_ROUND = BLOCK >= CHUNKS ? BLOCK / CHUNKS : 1;
     const int thread = int(threadIdx.x);
     const SharedAddress address = shared_address(tile);
@@ -46,32 +44,37 @@ DEVICE void copy_rows(unsigned char* tile, Rows rows, const u32 (&taken)[words_f
             from += PER_ROUND * rows.stride;
         }
     } else {
-        for (int number = thread; number < ROWS * CHUNKS; number += BLOCK) {
-            const int row = number / CHUNKS, chunk = number % CHUNKS;
-            const bool valid = chunk * 8 < HEAD_SIZE && is_set(taken, row);
-            copy_async_if<16>(address + chunk_offset(row, chunk), rows.from + row * rows.stride + chunk * 8, valid);
+        UNROLL for (int w = 0; w < ROWS / 32; ++w) {
+            for (int number = thread; number < 32 * CHUNKS; number += BLOCK) {
+                const int row = number / CHUNKS, chunk = number % CHUNKS;
+                const bool valid = chunk * 8 < HEAD_SIZE && (taken[w] >> row & 1);
+                const Element* from = rows.from + (32 * w + row) * rows.stride + chunk * 8;
+                copy_async_if<16>(address + chunk_offset(32 * w + row, chunk), from, valid);
+            }
         }
     }
 }
 
 // The same for an operand that must be computed, at once.
 template <class Operand, int ROWS, int BLOCK>
-DEVICE void compute_rows(const Arguments& args, unsigned char* tile, int batch, int first, int head, const u32 (&taken)[words_for(ROWS)]) {
-    for (int number = int(threadIdx.x); number < ROWS * CHUNKS; number += BLOCK) {
-        const int row = number / CHUNKS, chunk = number % CHUNKS;
-        Chunk<16> value{};
-        if (chunk * 8 < HEAD_SIZE && is_set(taken, row)) {
-            const auto lanes = Operand::template at<8>(args, batch, first + row, head, chunk * 8);
-            UNROLL for (int i = 0; i < 4; ++i) value.words[i] = pack<Element>(lanes.at[2 * i], lanes.at[2 * i + 1]);
+DEVICE void compute_rows(const Arguments& args, unsigned char* tile, int batch, int first, int head, const u32 (&taken)[ROWS / 32]) {
+    UNROLL for (int w = 0; w < ROWS / 32; ++w) {
+        for (int number = int(threadIdx.x); number < 32 * CHUNKS; number += BLOCK) {
+            const int row = number / CHUNKS, chunk = number % CHUNKS;
+            Chunk<16> value{};
+            if (chunk * 8 < HEAD_SIZE && (taken[w] >> row & 1)) {
+                const auto lanes = Operand::template at<8>(args, batch, first + 32 * w + row, head, chunk * 8);
+                UNROLL for (int i = 0; i < 4; ++i) value.words[i] = pack<Element>(lanes.at[2 * i], lanes.at[2 * i + 1]);
+            }
+            *reinterpret_cast<Chunk<16>*>(tile + chunk_offset(32 * w + row, chunk)) = value;
         }
-        *reinterpret_cast<Chunk<16>*>(tile + chunk_offset(row, chunk)) = value;
     }
 }
 
 // Rows of an operand of queries.
 template <class Operand, int ROWS, int BLOCK>
 DEVICE void copy_queries(const Arguments& args, unsigned char* tile, QueryTile at, int queries) {
-    u32 existing[words_for(ROWS)];
+    u32 existing[ROWS / 32];
     find_existing(queries - at.first, existing);
     if constexpr (Operand::COPIED) {
         copy_rows<ROWS, BLOCK>(tile, Operand::rows(args, at.batch, at.first, at.head), existing);
@@ -84,7 +87,7 @@ DEVICE void copy_queries(const Arguments& args, unsigned char* tile, QueryTile a
 template <int ROWS, int BLOCK>
 struct FindKeys {
     template <class Operand>
-    DEVICE void find(const Arguments& args, unsigned char* tile, int batch, int first, int head, const u32 (&taken)[words_for(ROWS)],
+    DEVICE void find(const Arguments& args, unsigned char* tile, int batch, int first, int head, const u32 (&taken)[ROWS / 32],
                      Rows& rows) {
         if constexpr (Operand::COPIED) {
             rows = Operand::rows(args, batch, first, head);
@@ -95,9 +98,9 @@ struct FindKeys {
 
     template <class Segment>
     DEVICE void run(const Arguments& args, unsigned char* tile, int batch, int first, int head, bool values, bool only_taken,
-                    u32 (&taken)[words_for(ROWS)], Rows& rows) {
+                    u32 (&taken)[ROWS / 32], Rows& rows) {
         if (only_taken) {
-            find_taken_of<words_for(ROWS), Segment>(args, first, batch, taken);
+            find_taken_of<ROWS / 32, Segment>(args, first, batch, taken);
         } else {
             find_existing(Segment::length(args) - first, taken);
         }
@@ -113,7 +116,7 @@ struct FindKeys {
 // probabilities, which needs `only_taken`, may not: 0 times that may be NaN.
 template <int ROWS, int BLOCK>
 DEVICE void copy_keys(const Arguments& args, unsigned char* tile, KeyCursor at, int batch, int head, bool values, bool only_taken) {
-    u32 taken[words_for(ROWS)];
+    u32 taken[ROWS / 32];
     Rows rows{nullptr, 0};
     with_segment<FindKeys<ROWS, BLOCK>>(at.segment, args, tile, batch, at.first, head, values, only_taken, taken, rows);
     if (rows.from) copy_rows<ROWS, BLOCK>(tile, rows, taken);

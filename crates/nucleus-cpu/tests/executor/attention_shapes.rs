@@ -191,7 +191,8 @@ const ALL: [&str; 5] = ["dq", "dk", "dv", "tdk", "tdv"];
 fn a_group_of_heads_and_several_tiles() {
     let shape = Shape { dtype: "bf16", heads: 4, key_heads: 1, head: 128, pad: 0 };
     shape.check(&shape.forward(), [1, 150, 70, 75], false);
-    shape.check(&shape.gradients(&ALL), [1, 150, 140, 40], false);
+    let shape = Shape { heads: 2, ..shape };
+    shape.check(&shape.gradients(&ALL), [1, 130, 130, 20], false);
 }
 
 #[test]

@@ -17,6 +17,8 @@ const KEY_THREADS: u32 = 256;
 const SUM_THREADS: u32 = 256;
 /// Queries of a block: two tiles of 16 for each warp.
 const QUERIES: u32 = THREADS;
+/// Keys of a block of `key_gradients`: 16 for each warp.
+const KEY_ROWS: u32 = KEY_THREADS / 2;
 /// Threads, and rows of a tile, of the templates for `f32`.
 const F32_THREADS: u32 = 256;
 const F32_ROWS: u32 = 64;
@@ -30,7 +32,6 @@ struct Shape {
     keys: u32,
     slots: u32,
     pairs: u32,
-    key_m_tiles: u32,
     query_step: u32,
     query_stages: u32,
     /// Bytes of shared memory of `statistics`, `query_gradients` and `key_gradients`.
@@ -46,8 +47,7 @@ impl Shape {
         let keys = if two_blocks(32) && !two_blocks(64) { 32 } else { 64 };
         let slots = ring(architecture, queries, keys * row, 4)?;
         let pairs = ring(architecture, queries, 2 * PAIR_KEYS * row, 3)?;
-        let key_m_tiles = if heads.padded() <= 64 { 2 } else { 1 };
-        let key_rows = 2 * KEY_THREADS / 2 * key_m_tiles * row;
+        let key_rows = 2 * KEY_ROWS * row;
         let stage = |step: u32| 2 * step * row + (8 * step).next_multiple_of(128);
         let fits = |step: &u32| key_rows + 2 * stage(*step) <= architecture.shared_memory();
         let query_step = [64, 32].into_iter().find(fits)?;
@@ -57,12 +57,7 @@ impl Shape {
             (queries + pairs * 2 * PAIR_KEYS * row).max(THREADS / 32 * heads.stage_bytes()),
             key_rows + query_stages * stage(query_step),
         ];
-        Some(Shape { keys, slots, pairs, key_m_tiles, query_step, query_stages, shared_bytes })
-    }
-
-    /// Keys of a block of `key_gradients`.
-    fn key_rows(&self) -> u32 {
-        KEY_THREADS / 2 * self.key_m_tiles
+        Some(Shape { keys, slots, pairs, query_step, query_stages, shared_bytes })
     }
 
     fn constants(&self) -> Vec<(&'static str, String)> {
@@ -74,7 +69,6 @@ impl Shape {
             ("PAIRS", self.pairs),
             ("STATISTICS", QUERIES),
             ("KEY_THREADS", KEY_THREADS),
-            ("KEY_M_TILES", self.key_m_tiles),
             ("QUERY_STEP", self.query_step),
             ("QUERY_STAGES", self.query_stages),
             ("SUM_THREADS", SUM_THREADS),
@@ -164,8 +158,7 @@ fn matrix_functions(
         function("query_gradients", THREADS, shared_bytes[1], queries());
     }
     if wanted.keys {
-        let tiles =
-            |length| Blocks::constant(heads.heads).times(&[grad.batch], 1).times(&[length], shape.key_rows());
+        let tiles = |length| Blocks::constant(heads.heads).times(&[grad.batch], 1).times(&[length], KEY_ROWS);
         let blocks = over_segments(lengths, tiles);
         function("key_gradients", KEY_THREADS, shared_bytes[2], Grid::line(blocks));
         let vectors = Size::Const(i64::from(heads.key_heads) * i64::from(heads.size / 8));
