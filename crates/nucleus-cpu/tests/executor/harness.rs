@@ -3,7 +3,7 @@
 use nucleus_cpu::kernels::Isa;
 use nucleus_cpu::{BufferPointer, BufferTable, CpuProgram, ExecuteError, Options};
 use nucleus_ir::{Bindings, Rate};
-use nucleus_plan::{BufferId, Plan};
+use nucleus_plan::{BufferId, Place, Plan};
 
 use crate::case::name_of;
 pub(crate) use crate::case::{
