@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod attention;
+mod attention_shapes;
 mod case;
 mod contractions;
 mod errors;

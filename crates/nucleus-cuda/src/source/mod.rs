@@ -4,6 +4,9 @@
 //! includes. Nothing is left to include, so that NVRTC and the shim take the text as it is. Equal kernels give equal
 //! texts: the text's hash is the kernel's identity in caches and artifacts.
 
+mod attention;
+mod attention_grad;
+mod attention_operands;
 mod expert_choice;
 mod function;
 mod grid;
@@ -72,13 +75,14 @@ pub fn kernel_source(
     facts: &Facts,
     architecture: Architecture,
 ) -> Result<KernelSource, SourceError> {
-    let _ = architecture;
     match &kernel.anchor {
         Anchor::Map(map) => map::source(kernel, map, facts),
         Anchor::RowReduction(reduction) => row_reduction::source(kernel, reduction, facts),
         Anchor::ExpertChoice(choice) => expert_choice::source(kernel, choice, facts),
         Anchor::InvertIndex(invert) => invert_index::source(kernel, invert),
         Anchor::SegmentSum(sum) => segment_sum::source(kernel, sum, facts),
+        Anchor::Attention(it) => attention::source(kernel, it, facts, architecture),
+        Anchor::AttentionGrad(it) => attention_grad::source(kernel, it, facts, architecture),
         other => Err(SourceError::Unsupported(other.name().to_owned())),
     }
 }

@@ -6,6 +6,10 @@
 mod harness;
 mod shim;
 
+#[path = "../../../nucleus-cpu/tests/executor/attention.rs"]
+mod attention;
+#[path = "../../../nucleus-cpu/tests/executor/attention_shapes.rs"]
+mod attention_shapes;
 #[path = "../../../nucleus-cpu/tests/executor/case.rs"]
 mod case;
 #[path = "../../../nucleus-cpu/tests/executor/leading_axes.rs"]
