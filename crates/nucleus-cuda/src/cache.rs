@@ -63,14 +63,14 @@ impl Cache {
 
     /// The entry of a key, a file name; `None` if there is none or it is damaged.
     pub(crate) fn get(&self, key: &str) -> Option<Entry> {
-        let mut file = fs::File::open(self.folder.as_ref()?.join(key)).ok()?;
+        let file = fs::File::open(self.folder.as_ref()?.join(key)).ok()?;
         let length = file.metadata().ok().filter(fs::Metadata::is_file)?.len();
         if length > MAX_FILE_BYTES {
             return None;
         }
         let mut bytes = Vec::with_capacity(length as usize);
-        file.by_ref().take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
-        decode(bytes)
+        file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
+        decode(&bytes)
     }
 
     /// Keeps an entry. Does nothing without a folder.
@@ -113,7 +113,7 @@ fn encode(entry: &Entry) -> Vec<u8> {
     bytes
 }
 
-fn decode(bytes: Vec<u8>) -> Option<Entry> {
+fn decode(bytes: &[u8]) -> Option<Entry> {
     let rest = bytes.strip_prefix(MAGIC)?;
     let (hash, rest) = rest.split_first_chunk::<32>()?;
     if blake3::hash(rest) != *hash {

@@ -76,7 +76,8 @@ fn refusal(name: &str, dtype: StoredDType, bytes: &[u8]) -> String {
     let mut metadata: BTreeMap<String, String> =
         file.header().metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
     metadata.insert("blake3".to_owned(), hasher.finalize().to_hex().to_string());
-    write_safetensors(&changed, &specs, &metadata, &mut |spec, out| out.write_all(&parts[&spec.name].1)).unwrap();
+    write_safetensors(&changed, &specs, &metadata, &mut |spec, out| out.write_all(&parts[&spec.name].1))
+        .unwrap();
     match Artifact::open(&changed) {
         Ok(artifact) => {
             assert_eq!(artifact.compiled().cubins.len(), 1);

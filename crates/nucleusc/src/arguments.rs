@@ -233,7 +233,7 @@ fn target(text: &str) -> Result<Target, String> {
     };
     let mut architectures = Vec::new();
     for name in names.split(',') {
-        let architecture: Architecture = name.parse().map_err(|error| format!("{error}"))?;
+        let architecture = name.parse::<Architecture>().map_err(|error| error.to_string())?;
         if !architectures.contains(&architecture) {
             architectures.push(architecture);
         }

@@ -154,7 +154,10 @@ fn emitted(names: &[String], target: &Target) -> anyhow::Result<(BTreeSet<&'stat
                 let known = PASSES.iter().find(|pass| pass.name == name);
                 let known = known.with_context(|| {
                     let all: Vec<&str> = PASSES.iter().map(|pass| pass.name).collect();
-                    format!("there is no stage `{name}`: expected {}, plan, cuda, cubin or all", all.join(", "))
+                    format!(
+                        "there is no stage `{name}`: expected {}, plan, cuda, cubin or all",
+                        all.join(", ")
+                    )
                 })?;
                 stages.insert(known.name);
             }

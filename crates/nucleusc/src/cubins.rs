@@ -109,9 +109,11 @@ impl Kernels {
                 work.bytes += image.cubin.len();
                 work.cached += usize::from(image.cached);
                 work.seconds += image.time.as_secs_f64();
-                let most = |value: fn(&Resources) -> u32| image.resources.iter().map(value).max().unwrap_or(0);
+                let most =
+                    |value: fn(&Resources) -> u32| image.resources.iter().map(value).max().unwrap_or(0);
                 work.registers = work.registers.max(most(|resources| resources.registers));
-                work.spills = work.spills.max(most(|resources| resources.spill_stores + resources.spill_loads));
+                work.spills =
+                    work.spills.max(most(|resources| resources.spill_stores + resources.spill_loads));
             }
         }
         all

@@ -50,8 +50,9 @@ impl Bench {
 
     fn files(&self, folder: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.0.path().join(folder)).expect("the folder is made");
-        let mut names: Vec<String> =
-            entries.map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned())
+            .collect();
         names.sort();
         names
     }
@@ -82,7 +83,10 @@ fn the_artifact_and_the_folder_hold_a_cubin_of_every_kernel_and_architecture() {
     assert_eq!(compiled.target, "cuda:sm_80,sm_90");
     assert_eq!(compiled.cubins.len(), 2 * kernels);
     let line = format!("cubins: {} of {kernels} distinct kernels", 2 * kernels);
-    assert!(report.contains(&line) && report.contains(", 0 from the cache") && report.contains("no spills"), "{report}");
+    assert!(
+        report.contains(&line) && report.contains(", 0 from the cache") && report.contains("no spills"),
+        "{report}"
+    );
 
     let files = bench.files("kernels");
     assert_eq!(files.len(), 4 * kernels);
@@ -97,7 +101,8 @@ fn the_artifact_and_the_folder_hold_a_cubin_of_every_kernel_and_architecture() {
 
     let again = bench.succeeds(&target);
     assert!(again.contains(&format!(", {} from the cache", 2 * kernels)), "{again}");
-    let json: serde_json::Value = serde_json::from_str(&bench.succeeds(&[&target[..], &["--json"]].concat())).expect("JSON");
+    let json: serde_json::Value =
+        serde_json::from_str(&bench.succeeds(&[&target[..], &["--json"]].concat())).expect("JSON");
     let anchor = &json["cubins"]["anchors"][0];
     assert_eq!((&anchor["anchor"], &anchor["cached"]), (&"map".into(), &(2 * kernels).into()), "{json}");
     assert_eq!(json["target"], "cuda:sm_80,sm_90");
@@ -139,14 +144,18 @@ fn what_cannot_be_compiled_for_is_said_with_the_way_out() {
     }
     let nowhere = [("NUCLEUS_NVRTC", "nowhere/libnvrtc.so.13")];
     let message = bench.fails(&["--target", "cuda:sm_90"], &nowhere);
-    for words in ["NVRTC at `nowhere/libnvrtc.so.13` cannot be loaded", "tools/fetch-nvrtc", "NUCLEUS_NVRTC"] {
+    for words in ["NVRTC at `nowhere/libnvrtc.so.13` cannot be loaded", "tools/fetch-nvrtc", "NUCLEUS_NVRTC"]
+    {
         assert!(message.contains(words), "{message}");
     }
     let empty = bench.0.path().join("empty");
     std::fs::create_dir(&empty).expect("a writable folder");
     let empty = empty.display().to_string();
     let message = bench.fails(&["--target", "cuda:sm_90"], &[("NUCLEUS_NVRTC", &empty)]);
-    assert!(message.contains("was not found; looked for") && message.contains("tools/fetch-nvrtc"), "{message}");
+    assert!(
+        message.contains("was not found; looked for") && message.contains("tools/fetch-nvrtc"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -159,7 +168,10 @@ fn a_cache_that_cannot_be_written_is_a_warning() {
     let output = bench.compile(&["--target", "cuda:sm_90"], &[("NUCLEUS_CACHE", &file)]);
     assert!(output.status.success());
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(message.starts_with("warning: cannot keep kernels in") && message.lines().count() == 1, "{message}");
+    assert!(
+        message.starts_with("warning: cannot keep kernels in") && message.lines().count() == 1,
+        "{message}"
+    );
 }
 
 #[test]
@@ -180,7 +192,10 @@ fn artifacts_with_damaged_cubins_are_refused() {
             damaged[at] ^= 1;
             std::fs::write(&path, &damaged).expect("written");
             let message = Artifact::open(&path).expect_err("it is damaged").to_string();
-            assert!(message.contains("is broken") && message.contains("compile the model again"), "{message}");
+            assert!(
+                message.contains("is broken") && message.contains("compile the model again"),
+                "{message}"
+            );
         }
     }
 }

@@ -52,5 +52,6 @@ fn copied(factor: &ScalarFunction, kernel: &Kernel, facts: &Facts) -> bool {
     let dtype = kernel.operands[access.operand as usize].dtype;
     let lanes = 16 / dtype.size() as i64;
     let unit = access.strides.iter().position(|stride| stride.is(1));
-    matches!(dtype, DType::Bf16 | DType::F16) && unit.is_some_and(|axis| facts.alignment(access, axis) >= lanes)
+    matches!(dtype, DType::Bf16 | DType::F16)
+        && unit.is_some_and(|axis| facts.alignment(access, axis) >= lanes)
 }

@@ -17,7 +17,8 @@ impl Disassembler {
     pub(crate) fn find(nvrtc: &Nvrtc) -> Option<Disassembler> {
         let beside = nvrtc.path().with_file_name("nvdisasm");
         let program = if beside.is_file() { beside } else { PathBuf::from("nvdisasm") };
-        let works = Command::new(&program).arg("--version").output().is_ok_and(|output| output.status.success());
+        let works =
+            Command::new(&program).arg("--version").output().is_ok_and(|output| output.status.success());
         works.then_some(Disassembler { program })
     }
 
@@ -33,7 +34,8 @@ impl Disassembler {
             let output = Command::new(&self.program).arg("-c").arg(file.path()).output().unwrap();
             let errors = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success(), "{}: {errors}", self.program.display());
-            let names: BTreeSet<String> = String::from_utf8_lossy(&output.stdout).lines().filter_map(name_in).collect();
+            let names: BTreeSet<String> =
+                String::from_utf8_lossy(&output.stdout).lines().filter_map(name_in).collect();
             let text = names.into_iter().collect::<Vec<_>>().join("\n");
             fs::write(file.path(), &text).unwrap();
             file.persist(&known).unwrap();

@@ -16,7 +16,9 @@ use std::fmt::Write;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use nucleus_cuda::{Architecture, Cache, CompiledKernel, Compiler, Image, Nvrtc, Resources, distinct_kernels};
+use nucleus_cuda::{
+    Architecture, Cache, CompiledKernel, Compiler, Image, Nvrtc, Resources, distinct_kernels,
+};
 use nucleus_plan::Plan;
 
 use expectations::Expectation;
@@ -86,7 +88,8 @@ fn table(plans: &[Plan], kernels: &[CompiledKernel]) -> String {
     lines.sort_by(|a, b| b.0.total_cmp(&a.0));
     let total: f64 = lines.iter().map(|(seconds, _)| seconds).sum();
     let mut text = String::new();
-    writeln!(text, "{} distinct kernels, {} cubins, {total:.1} s of one thread", kernels.len(), lines.len()).unwrap();
+    writeln!(text, "{} distinct kernels, {} cubins, {total:.1} s of one thread", kernels.len(), lines.len())
+        .unwrap();
     text.push_str(" seconds registers    bytes spills\n");
     lines.iter().for_each(|(_, line)| text.push_str(line));
     text

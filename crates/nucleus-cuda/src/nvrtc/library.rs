@@ -70,8 +70,8 @@ impl Functions {
         }
         let library = open(library, false)?;
         // SAFETY: the types are those of `nvrtc.h` for these names; the library stays loaded as long as the process runs.
-        let functions = unsafe {
-            Functions {
+        unsafe {
+            Ok(Functions {
                 version: symbol(&library, "nvrtcVersion")?,
                 error_string: symbol(&library, "nvrtcGetErrorString")?,
                 create_program: symbol(&library, "nvrtcCreateProgram")?,
@@ -81,11 +81,12 @@ impl Functions {
                 log: symbol(&library, "nvrtcGetProgramLog")?,
                 cubin_size: symbol(&library, "nvrtcGetCUBINSize")?,
                 cubin: symbol(&library, "nvrtcGetCUBIN")?,
-                _libraries: ManuallyDrop::new(Vec::new()),
-            }
-        };
-        libraries.push(library);
-        Ok(Functions { _libraries: ManuallyDrop::new(libraries), ..functions })
+                _libraries: {
+                    libraries.push(library);
+                    ManuallyDrop::new(libraries)
+                },
+            })
+        }
     }
 
     /// Major and minor version.
@@ -110,11 +111,11 @@ impl Functions {
         // SAFETY: the program is alive, and `options` holds as many pointers to NUL-terminated strings as are announced.
         let status =
             unsafe { (self.compile_program)(program.handle, options.len() as c_int, options.as_ptr()) };
-        let log = program.bytes(("nvrtcGetProgramLogSize", self.log_size), ("nvrtcGetProgramLog", self.log))?;
+        let log =
+            program.bytes(("nvrtcGetProgramLogSize", self.log_size), ("nvrtcGetProgramLog", self.log))?;
         let log = String::from_utf8_lossy(&log).trim_end_matches('\0').to_owned();
         let result = match status {
-            0 => Ok(program
-                .bytes(("nvrtcGetCUBINSize", self.cubin_size), ("nvrtcGetCUBIN", self.cubin))?),
+            0 => Ok(program.bytes(("nvrtcGetCUBINSize", self.cubin_size), ("nvrtcGetCUBIN", self.cubin))?),
             status => Err(self.error_name(status)),
         };
         Ok(Output { log, result })
@@ -143,7 +144,11 @@ struct Program<'a> {
 
 impl Program<'_> {
     /// An answer whose size is asked first.
-    fn bytes(&self, size: (&'static str, SizeOf), get: (&'static str, BytesOf)) -> Result<Vec<u8>, CallError> {
+    fn bytes(
+        &self,
+        size: (&'static str, SizeOf),
+        get: (&'static str, BytesOf),
+    ) -> Result<Vec<u8>, CallError> {
         let mut length = 0;
         // SAFETY: the program is alive and `length` is valid for a write.
         let status = unsafe { size.1(self.handle, &mut length) };

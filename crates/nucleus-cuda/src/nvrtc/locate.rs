@@ -111,16 +111,18 @@ mod tests {
         let (named, fetched) = (folder(&FILES), folder(&FILES));
         let library = named.path().join("libnvrtc.so.13");
         for value in [named.path(), library.as_path()] {
-            let places =
-                Places { named: Some(value.as_os_str()), program: Some(fetched.path()), fetched: fetched.path() };
+            let places = Places {
+                named: Some(value.as_os_str()),
+                program: Some(fetched.path()),
+                fetched: fetched.path(),
+            };
             let found = search(&places);
             let builtins = Some(named.path().join("libnvrtc-builtins.so.13.0"));
             assert_eq!(found.candidates, [Candidate { library: library.clone(), builtins }]);
             assert!(found.chosen);
         }
         let empty = folder(&[]);
-        let places =
-            Places { named: Some(empty.path().as_os_str()), program: None, fetched: fetched.path() };
+        let places = Places { named: Some(empty.path().as_os_str()), program: None, fetched: fetched.path() };
         assert!(search(&places).candidates.is_empty());
     }
 
@@ -131,7 +133,8 @@ mod tests {
         let places =
             Places { named: Some(OsStr::new("")), program: Some(program.path()), fetched: fetched.path() };
         let found = search(&places);
-        let libraries: Vec<PathBuf> = found.candidates.into_iter().map(|candidate| candidate.library).collect();
+        let libraries: Vec<PathBuf> =
+            found.candidates.into_iter().map(|candidate| candidate.library).collect();
         let mut expected = vec![
             program.path().join("nvrtc/libnvrtc.so.13"),
             fetched.path().join("lib64/libnvrtc.so.13.0.88"),

@@ -28,7 +28,8 @@ const FETCHED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/nvrtc")
 const MAJOR: u32 = 13;
 
 /// What to do without a usable library.
-const REMEDY: &str = "run `tools/fetch-nvrtc`, or set NUCLEUS_NVRTC to the library or the folder that holds it";
+const REMEDY: &str =
+    "run `tools/fetch-nvrtc`, or set NUCLEUS_NVRTC to the library or the folder that holds it";
 
 /// Options of every compilation: a small language without the runtime's headers, and the log that [`Resources`] are read from.
 const OPTIONS: [&str; 4] = ["-std=c++17", "-w", "--minimal", "--ptxas-options=-v"];
@@ -138,11 +139,10 @@ impl Nvrtc {
                 Err(why) => return Err(NvrtcError::Load { path, why }),
             };
             let version = functions.version();
-            let version = version
-                .map_err(|CallError { call, error }| NvrtcError::Load {
-                    path: path.clone(),
-                    why: format!("{call} failed: {error}"),
-                })?;
+            let version = version.map_err(|CallError { call, error }| NvrtcError::Load {
+                path: path.clone(),
+                why: format!("{call} failed: {error}"),
+            })?;
             if version.0 != MAJOR {
                 return Err(NvrtcError::Version { path, version });
             }
@@ -221,7 +221,8 @@ mod tests {
         let fake = folder.path().join("libnvrtc.so.13");
         std::fs::write(&fake, "no library").expect("a writable folder");
         let load = |named: &Path| {
-            let places = Places { named: Some(named.as_os_str()), program: None, fetched: Path::new(FETCHED) };
+            let places =
+                Places { named: Some(named.as_os_str()), program: None, fetched: Path::new(FETCHED) };
             Nvrtc::load_from(&places).expect_err("nothing can be loaded").to_string()
         };
         for (named, start) in [
