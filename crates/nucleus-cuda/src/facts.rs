@@ -25,17 +25,16 @@ impl Facts {
     /// The facts of a kernel of a plan.
     pub fn of(plan: &Plan, kernel: KernelId) -> Facts {
         let mut divisors = vec![LARGEST; plan.kernel(kernel).size_args as usize];
+        let mut samples = Vec::new();
+        let sample = largest_sample(plan);
         for launch in plan.launches.iter().filter(|launch| launch.kernel == kernel) {
             for (divisor, size) in divisors.iter_mut().zip(&launch.sizes) {
                 *divisor = (*divisor).min(divisor_of(size));
             }
+            let sizes = |bindings| launch.sizes.iter().map(|size| size.eval(bindings).ok()).collect();
+            samples.extend(sample.as_ref().and_then(sizes));
         }
-        let sample = largest_sample(plan).unwrap_or_default();
-        let launches = plan.launches.iter().filter(|launch| launch.kernel == kernel);
-        // Sizes without a value there, such as those that are negative, tell nothing.
-        let sizes =
-            launches.filter_map(|launch| launch.sizes.iter().map(|size| size.eval(&sample).ok()).collect());
-        Facts { divisors, samples: sizes.collect(), tile: None }
+        Facts { divisors, samples, tile: None }
     }
 
     /// Nothing is known of `size_args` arguments.
@@ -54,7 +53,8 @@ impl Facts {
         self.tile
     }
 
-    /// The size arguments of every launch at the largest sample of the plan's dims.
+    /// The size arguments of every launch of the kernel at the plan's largest sample: what structures and tiles are chosen by. They say what is
+    /// typical and nothing of other sizes; empty where the plan has no sample.
     pub fn samples(&self) -> &[Vec<i64>] {
         &self.samples
     }

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod attention;
+mod attention_shapes;
 mod case;
 mod contractions;
 mod errors;
@@ -18,3 +19,4 @@ mod races;
 mod random_functions;
 mod reductions;
 mod routing;
+mod row_structures;

@@ -344,7 +344,7 @@ impl<'a> Printer<'a> {
                 let pointer = self.pointer(access, memory);
                 let _ = writeln!(self.text, "    {ty} p{even}[2 * V];");
                 self.each_lane(&format!("p{even}[2 * l] = {first}, p{even}[2 * l + 1] = {second};"));
-                let _ = writeln!(self.text, "    store_lanes<{aligned}>({pointer}, p{even});");
+                let _ = writeln!(self.text, "    store_global<{aligned}>({pointer}, p{even});");
             }
             _ => {}
         }
@@ -377,7 +377,7 @@ impl<'a> Printer<'a> {
             self.each_lane(&format!("store({base} + ({lane}), {source}[l]);"));
         } else if stride.is(1) {
             let aligned = self.slot.facts.alignment(access, axis);
-            let _ = writeln!(self.text, "    store_lanes<{aligned}>({pointer}, {source});");
+            let _ = writeln!(self.text, "    store_global<{aligned}>({pointer}, {source});");
         } else {
             let stride = self.size(stride);
             let _ = writeln!(self.text, "    store_apart({pointer}, {stride}, {source});");

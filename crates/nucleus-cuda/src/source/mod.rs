@@ -4,11 +4,18 @@
 //! includes. Nothing is left to include, so that NVRTC and the shim take the text as it is. Equal kernels give equal
 //! texts: the text's hash is the kernel's identity in caches and artifacts.
 
+mod attention;
+mod attention_grad;
+mod attention_operands;
 mod contraction;
+mod expert_choice;
 mod function;
 mod grid;
+mod invert_index;
 mod map;
 mod pairs;
+mod row_reduction;
+mod segment_sum;
 mod space;
 mod templates;
 
@@ -75,7 +82,12 @@ pub fn kernel_source(
         Anchor::Matmul(product) | Anchor::GroupedMatmul(product) => {
             contraction::source(kernel, product, kernel.anchor.name(), facts, architecture)
         }
-        other => Err(SourceError::Unsupported(other.name().to_owned())),
+        Anchor::RowReduction(reduction) => row_reduction::source(kernel, reduction, facts),
+        Anchor::ExpertChoice(choice) => expert_choice::source(kernel, choice, facts),
+        Anchor::InvertIndex(invert) => invert_index::source(kernel, invert),
+        Anchor::SegmentSum(sum) => segment_sum::source(kernel, sum, facts),
+        Anchor::Attention(it) => attention::source(kernel, it, facts, architecture),
+        Anchor::AttentionGrad(it) => attention_grad::source(kernel, it, facts, architecture),
     }
 }
 

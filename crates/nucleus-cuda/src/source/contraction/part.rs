@@ -225,7 +225,7 @@ fn spilled(class: &Class, shape: &Shape, number: usize) -> String {
          static constexpr bool INTERLEAVED = false, SYMMETRIC = false, EVEN = true;\n    \
          DEVICE int columns(const Arguments& args, int part) {{ return {} * {segments}; }}\n    \
          template <int V>\n    DEVICE void epilogue(const Arguments& args, int part, int batch, int row, int column, const float (&lane)[1][V], const float (&sum)[1]) {{\n    \
-         store_lanes<V>(Whole{number}::accumulators(args, part, batch, row) + column, lane[0]);\n    }}\n}};\n",
+         store_global<V>(Whole{number}::accumulators(args, part, batch, row) + column, lane[0]);\n    }}\n}};\n",
         shape.columns,
         size(class.part.columns, &class.names),
     )
