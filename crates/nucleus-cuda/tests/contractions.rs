@@ -6,7 +6,7 @@ use nucleus_cuda::tiles::Device;
 use nucleus_cuda::{Architecture, Facts, KernelSource, Tile, Tuning, kernel_source};
 use nucleus_ir::DType;
 use nucleus_plan::text::parse_plan;
-use nucleus_plan::{KernelId, Plan};
+use nucleus_plan::{Access, Anchor, ColumnGroups, Contraction, KernelId, Plan, ScalarFunction, Step};
 
 const ARCHITECTURES: [&str; 6] = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"];
 
@@ -160,4 +160,27 @@ fn malformed_tables_are_errors_with_their_line() {
     assert_eq!(error(&table("00", "height = 3")), "line 13 of the table of tiles: unknown key `height`");
     assert!(error(&table("00", "what")).starts_with("line 13 of the table of tiles: expected"));
     assert_eq!(Tuning::parse("# nothing\n"), Ok(Tuning::default()));
+}
+
+#[test]
+fn malformed_contractions_are_errors() {
+    let plan = product("T", 64, 2);
+    let refused = |change: &dyn Fn(&mut Contraction)| {
+        let mut kernel = plan.kernel(KernelId(0)).clone();
+        let Anchor::Matmul(contraction) = &mut kernel.anchor else { panic!("a product") };
+        change(contraction);
+        let error = kernel_source(&kernel, &Facts::of(&plan, KernelId(0)), Architecture::SM80).unwrap_err();
+        assert!(error.to_string().contains("malformed"), "{error}");
+    };
+    refused(&|contraction| contraction.parts.clear());
+    refused(&|contraction| contraction.parts[1].segments = 0);
+    refused(&|contraction| contraction.dtype = DType::I32);
+    refused(&|contraction| contraction.parts[0].groups = Some(ColumnGroups { width: 3, phases: Vec::new() }));
+    let access = |function: &mut ScalarFunction, change: &dyn Fn(&mut Access)| {
+        let Some(Step::Load(access)) = function.steps.first_mut() else { panic!("a load") };
+        change(access);
+    };
+    refused(&|contraction| access(&mut contraction.a, &|load| load.strides.truncate(1)));
+    refused(&|contraction| access(&mut contraction.parts[1].b, &|load| load.strides.clear()));
+    refused(&|contraction| access(&mut contraction.parts[1].b, &|load| load.operand = 9));
 }

@@ -15,7 +15,7 @@ mod part;
 use std::fmt::Write;
 
 use nucleus_ir::DType;
-use nucleus_plan::{Contraction, Kernel, Size};
+use nucleus_plan::{Contraction, Kernel, Part, Size};
 
 use self::choice::{Shape, choose};
 use self::class::{Class, classes};
@@ -39,6 +39,7 @@ pub(super) fn source(
     facts: &Facts,
     architecture: Architecture,
 ) -> Result<KernelSource, SourceError> {
+    check(kernel, contraction)?;
     let device = Device::of(architecture);
     let (classes, tables) = classes(kernel, contraction, facts)?;
     let (tile, shapes) = choose(kernel, contraction, &classes, facts, &device)?;
@@ -118,6 +119,20 @@ pub(super) fn source(
         scratch: wide.map_or(Blocks::NONE, |wide| wide.scratch),
     };
     unit.finish()
+}
+
+/// What the code below relies on; verified plans have it.
+fn check(kernel: &Kernel, contraction: &Contraction) -> Result<(), SourceError> {
+    for (name, axes, function) in kernel.anchor.functions() {
+        if function.accesses().any(|access| access.strides.len() != axes) {
+            return Err(SourceError::Malformed(name));
+        }
+    }
+    let legal = |part: &Part| part.segments > 0 && part.has_whole_groups();
+    if contraction.parts.is_empty() || !contraction.parts.iter().all(legal) || !contraction.dtype.is_float() {
+        return Err(SourceError::Malformed("parts".to_owned()));
+    }
+    Ok(())
 }
 
 /// Blocks of a launch.
