@@ -1,6 +1,7 @@
 //! What the launches of a kernel have in common: it decides which accesses may be vectors.
 
 use nucleus_ir::Dim;
+use nucleus_plan::verify::largest_sample;
 use nucleus_plan::{Access, KernelId, Plan, Size};
 
 /// What is known of a kernel's size arguments, whatever the run-time sizes are.
@@ -8,6 +9,8 @@ use nucleus_plan::{Access, KernelId, Plan, Size};
 pub struct Facts {
     /// For every size argument a power of two that divides it in every launch of the plan.
     divisors: Vec<i64>,
+    /// The size arguments of its launches at the plan's largest sample.
+    samples: Vec<Vec<i64>>,
 }
 
 /// The largest power of two that is of interest: no access is wider.
@@ -17,17 +20,27 @@ impl Facts {
     /// The facts of a kernel of a plan.
     pub fn of(plan: &Plan, kernel: KernelId) -> Facts {
         let mut divisors = vec![LARGEST; plan.kernel(kernel).size_args as usize];
+        let mut samples = Vec::new();
+        let sample = largest_sample(plan);
         for launch in plan.launches.iter().filter(|launch| launch.kernel == kernel) {
             for (divisor, size) in divisors.iter_mut().zip(&launch.sizes) {
                 *divisor = (*divisor).min(divisor_of(size));
             }
+            let sizes = |bindings| launch.sizes.iter().map(|size| size.eval(bindings).ok()).collect();
+            samples.extend(sample.as_ref().and_then(sizes));
         }
-        Facts { divisors }
+        Facts { divisors, samples }
     }
 
     /// Nothing is known of `size_args` arguments.
     pub fn none(size_args: u32) -> Facts {
-        Facts { divisors: vec![1; size_args as usize] }
+        Facts { divisors: vec![1; size_args as usize], samples: Vec::new() }
+    }
+
+    /// The size arguments of every launch of the kernel at the plan's largest sample: what structures and tiles are chosen by. They say what is
+    /// typical and nothing of other sizes; empty where the plan has no sample.
+    pub fn samples(&self) -> &[Vec<i64>] {
+        &self.samples
     }
 
     /// A power of two, at most 64, that divides a size.

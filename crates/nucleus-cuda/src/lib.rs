@@ -6,12 +6,22 @@
 //!                                                            functions, grids ─────┴──► what a launch dispatches
 //! ```
 //!
+//! `unsafe` is in `nvrtc/library.rs` alone, the calls of NVIDIA's compiler.
+//!
 //! [`source::kernel_source`] is pure text work and needs neither CUDA nor a GPU; `docs/cuda.md` describes it and how a template is added.
 
 pub mod architecture;
+pub mod cache;
+pub mod compile;
+pub mod cubin;
 pub mod facts;
+pub mod nvrtc;
 pub mod source;
 
 pub use architecture::Architecture;
+pub use cache::Cache;
+pub use compile::{CompiledKernel, Compiler, DistinctKernel, Image, distinct_kernels};
+pub use cubin::{CubinKey, StoredCubins};
 pub use facts::Facts;
+pub use nvrtc::{Nvrtc, NvrtcError, Resources};
 pub use source::{KernelSource, SourceError, kernel_source};

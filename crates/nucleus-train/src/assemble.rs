@@ -103,6 +103,7 @@ pub fn assemble(recipe: &Recipe) -> Result<Assembled, AssembleError> {
             ("wavelet".to_owned(), objective.wavelet),
         ],
         orthogonality: objective.orthogonality,
+        routers: objective.routers.clone(),
     };
     let mut engine = GraphEngine::new(model, &recipe.groups, options, recipe.run.threads)?;
     match (&recipe.model.start, checkpoint) {

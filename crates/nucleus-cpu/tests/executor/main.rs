@@ -17,3 +17,4 @@ mod races;
 mod random_functions;
 mod reductions;
 mod routing;
+mod row_structures;

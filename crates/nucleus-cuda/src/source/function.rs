@@ -334,7 +334,7 @@ impl<'a> Printer<'a> {
             self.each_lane(&format!("store({base} + ({lane}), {source}[l]);"));
         } else if stride.is(1) {
             let aligned = self.slot.facts.alignment(access, axis);
-            let _ = writeln!(self.text, "    store_lanes<{aligned}>({pointer}, {source});");
+            let _ = writeln!(self.text, "    store_global<{aligned}>({pointer}, {source});");
         } else {
             let stride = self.size(stride);
             let _ = writeln!(self.text, "    store_apart({pointer}, {stride}, {source});");

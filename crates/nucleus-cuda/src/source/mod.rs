@@ -7,9 +7,13 @@
 mod attention;
 mod attention_grad;
 mod attention_operands;
+mod expert_choice;
 mod function;
 mod grid;
+mod invert_index;
 mod map;
+mod row_reduction;
+mod segment_sum;
 mod space;
 mod templates;
 
@@ -73,6 +77,10 @@ pub fn kernel_source(
 ) -> Result<KernelSource, SourceError> {
     match &kernel.anchor {
         Anchor::Map(map) => map::source(kernel, map, facts),
+        Anchor::RowReduction(reduction) => row_reduction::source(kernel, reduction, facts),
+        Anchor::ExpertChoice(choice) => expert_choice::source(kernel, choice, facts),
+        Anchor::InvertIndex(invert) => invert_index::source(kernel, invert),
+        Anchor::SegmentSum(sum) => segment_sum::source(kernel, sum, facts),
         Anchor::Attention(it) => attention::source(kernel, it, facts, architecture),
         Anchor::AttentionGrad(it) => attention_grad::source(kernel, it, facts, architecture),
         other => Err(SourceError::Unsupported(other.name().to_owned())),

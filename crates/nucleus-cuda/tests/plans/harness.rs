@@ -6,10 +6,12 @@ use nucleus_cuda::Architecture;
 use nucleus_plan::Plan;
 
 use crate::case::name_of;
-pub(crate) use crate::case::{
-    Case, DEFAULT, bindings, decode, encode, error, expected, noise, plan, tolerance_of,
-};
+pub(crate) use crate::case::{Case, DEFAULT, bindings, decode, encode, error, expected, plan, tolerance_of};
 use crate::shim::Program;
+
+/// Random functions that are compared: plans, each a program to compile, and functions of each.
+pub(crate) const RANDOM_PLANS: u32 = 1;
+pub(crate) const FUNCTIONS_OF_A_PLAN: usize = 10;
 
 /// Checks outputs against the interpreter, and that the order in which threads run changes no bit.
 pub(crate) fn check(case: &Case) {

@@ -13,5 +13,15 @@ mod attention;
 mod attention_shapes;
 #[path = "../../../nucleus-cpu/tests/executor/case.rs"]
 mod case;
+#[path = "../../../nucleus-cpu/tests/executor/leading_axes.rs"]
+mod leading_axes;
 #[path = "../../../nucleus-cpu/tests/executor/maps.rs"]
 mod maps;
+#[path = "../../../nucleus-cpu/tests/executor/random_functions.rs"]
+mod random_functions;
+#[path = "../../../nucleus-cpu/tests/executor/reductions.rs"]
+mod reductions;
+#[path = "../../../nucleus-cpu/tests/executor/routing.rs"]
+mod routing;
+#[path = "../../../nucleus-cpu/tests/executor/row_structures.rs"]
+mod row_structures;

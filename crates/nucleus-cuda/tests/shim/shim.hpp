@@ -426,6 +426,13 @@ inline int own_lane() { return int(running->number % WARP); }
 #define __any_sync(mask, value) (shim::vote(__LINE__, mask, value) != 0)
 #define __all_sync(mask, value) (shim::vote(__LINE__, mask, value) == (mask))
 
+// Fibres share one thread of the host.
+inline unsigned atomicAdd(unsigned* at, unsigned value) {
+    const unsigned before = *at;
+    *at += value;
+    return before;
+}
+
 // Matrix instructions; fragments as `ptx/matrix.cuh` describes them.
 namespace shim {
 struct MatrixLoad {
