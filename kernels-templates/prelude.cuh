@@ -11,8 +11,10 @@ typedef unsigned long long u64;
 
 #ifndef NUCLEUS_SHIM
 #define DEVICE static __device__ __forceinline__
+#define METHOD __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
 #define KERNEL extern "C" __global__
+#define CONSTANT static __constant__ const
 // The block's shared memory: all of it is dynamic, so that its size is the launch's and the shim can guard its end.
 #define SHARED_MEMORY(name) extern __shared__ __align__(1024) unsigned char name[]
 #endif

@@ -17,6 +17,8 @@ pub mod cubin;
 pub mod facts;
 pub mod nvrtc;
 pub mod source;
+pub mod tiles;
+pub mod tuning;
 
 pub use architecture::Architecture;
 pub use cache::Cache;
@@ -25,3 +27,5 @@ pub use cubin::{CubinKey, StoredCubins};
 pub use facts::Facts;
 pub use nvrtc::{Nvrtc, NvrtcError, Resources};
 pub use source::{KernelSource, SourceError, kernel_source};
+pub use tiles::Tile;
+pub use tuning::Tuning;

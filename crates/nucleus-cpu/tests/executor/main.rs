@@ -13,6 +13,8 @@ mod groups;
 mod harness;
 mod leading_axes;
 mod maps;
+mod parts;
+mod products;
 mod races;
 mod random_functions;
 mod reductions;

@@ -7,11 +7,13 @@
 mod attention;
 mod attention_grad;
 mod attention_operands;
+mod contraction;
 mod expert_choice;
 mod function;
 mod grid;
 mod invert_index;
 mod map;
+mod pairs;
 mod row_reduction;
 mod segment_sum;
 mod space;
@@ -77,13 +79,15 @@ pub fn kernel_source(
 ) -> Result<KernelSource, SourceError> {
     match &kernel.anchor {
         Anchor::Map(map) => map::source(kernel, map, facts),
+        Anchor::Matmul(product) | Anchor::GroupedMatmul(product) => {
+            contraction::source(kernel, product, kernel.anchor.name(), facts, architecture)
+        }
         Anchor::RowReduction(reduction) => row_reduction::source(kernel, reduction, facts),
         Anchor::ExpertChoice(choice) => expert_choice::source(kernel, choice, facts),
         Anchor::InvertIndex(invert) => invert_index::source(kernel, invert),
         Anchor::SegmentSum(sum) => segment_sum::source(kernel, sum, facts),
         Anchor::Attention(it) => attention::source(kernel, it, facts, architecture),
         Anchor::AttentionGrad(it) => attention_grad::source(kernel, it, facts, architecture),
-        other => Err(SourceError::Unsupported(other.name().to_owned())),
     }
 }
 

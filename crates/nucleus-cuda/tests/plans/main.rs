@@ -13,10 +13,16 @@ mod attention;
 mod attention_shapes;
 #[path = "../../../nucleus-cpu/tests/executor/case.rs"]
 mod case;
+#[path = "../../../nucleus-cpu/tests/executor/contractions.rs"]
+mod contractions;
+#[path = "../../../nucleus-cpu/tests/executor/groups.rs"]
+mod groups;
 #[path = "../../../nucleus-cpu/tests/executor/leading_axes.rs"]
 mod leading_axes;
 #[path = "../../../nucleus-cpu/tests/executor/maps.rs"]
 mod maps;
+#[path = "../../../nucleus-cpu/tests/executor/products.rs"]
+mod products;
 #[path = "../../../nucleus-cpu/tests/executor/random_functions.rs"]
 mod random_functions;
 #[path = "../../../nucleus-cpu/tests/executor/reductions.rs"]

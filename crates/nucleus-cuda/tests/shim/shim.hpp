@@ -27,8 +27,10 @@
 
 #define NUCLEUS_SHIM 1
 #define DEVICE static inline
+#define METHOD inline
 #define UNROLL
 #define KERNEL static
+#define CONSTANT static const
 #define SHARED_MEMORY(name) unsigned char* const name = shim::shared_memory
 #define __launch_bounds__(...)
 #define __grid_constant__
