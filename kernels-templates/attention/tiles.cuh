@@ -25,8 +25,8 @@ DEVICE constexpr int chunk_offset(int row, int chunk) {
     return row * ROW_BYTES + ((EXCHANGED ? chunk ^ (row & 7) : chunk) << 4);
 }
 
-// Begins to copy rows, a multiple of 32, into a tile; those whose bit in `taken` is not set, and columns behind HEAD_SIZE, become 0. The threads of the block
-// share the work.
+// Begins to copy rows, a multiple of 32, into a tile; those whose bit in `taken` is not set, and columns behind HEAD_SIZE, become 0. The
+// threads of the block share the work.
 template <int ROWS, int BLOCK>
 DEVICE void copy_rows(unsigned char* tile, Rows rows, const u32 (&taken)[ROWS / 32]) {
     constexpr int PER_ROUND = BLOCK >= CHUNKS ? BLOCK / CHUNKS : 1;

@@ -1,16 +1,16 @@
 //! Attention and its gradients over head sizes, groups of heads and numbers of queries and keys: several tiles of each, ragged ends, no
 //! keys at all, NaN wherever nothing may be read.
 
-use crate::harness::{Case, DEFAULT, check};
+use crate::harness::{Case, check};
 
 /// An attention whose rows have `pad` elements behind the heads, which nothing may touch.
 #[derive(Clone, Copy)]
-struct Shape {
-    dtype: &'static str,
-    heads: usize,
-    key_heads: usize,
-    head: usize,
-    pad: usize,
+pub(crate) struct Shape {
+    pub(crate) dtype: &'static str,
+    pub(crate) heads: usize,
+    pub(crate) key_heads: usize,
+    pub(crate) head: usize,
+    pub(crate) pad: usize,
 }
 
 /// A key of the text is left out if this is false.
@@ -73,7 +73,7 @@ impl Shape {
     }
 
     /// Results fill their rows, which therefore begin at other places than those of the queries.
-    fn forward(self) -> String {
+    pub(crate) fn forward(self) -> String {
         let (dtype, dense) = (self.dtype, self.heads * self.head);
         let reads = format!("read {dtype}, ").repeat(5);
         format!(
@@ -101,7 +101,7 @@ impl Shape {
     }
 
     /// Gradients of the result's squares, as it were: dy is q through a sine. Those named in `wanted` are stored.
-    fn gradients(self, wanted: &[&str]) -> String {
+    pub(crate) fn gradients(self, wanted: &[&str]) -> String {
         let dtype = self.dtype;
         let (row, key) = (self.heads * self.head, self.key_heads * self.head);
         let results = [
@@ -160,8 +160,13 @@ impl Shape {
         )
     }
 
-    /// Checks a text at sizes [B, S, keys, keys of the text], with NaN in what is left out. `none` leaves out all of the text.
+    /// Checks a text at sizes [B, S, keys, keys of the text].
     fn check(self, text: &str, sizes: [usize; 4], none: bool) {
+        self.with_case(text, sizes, none, &check);
+    }
+
+    /// Runs a text at sizes [B, S, keys, keys of the text], with NaN in what is left out. `none` leaves out all of the text.
+    pub(crate) fn with_case(self, text: &str, sizes: [usize; 4], none: bool, run: &dyn Fn(&Case)) {
         let [_, s, k, t] = sizes;
         let value = |name: &str, position: usize| {
             if name == "mask" {
@@ -182,11 +187,12 @@ impl Shape {
         let dims: Vec<(&str, i64)> = dims.collect();
         // Gradients in a narrow type may be rounded to the neighbouring number.
         let tolerance = if self.dtype == "f32" { 1e-5 } else { 2.0_f64.powi(-8) };
-        check(&Case { text, dims: &dims, value: &value, tolerance, ..DEFAULT });
+        run(&Case { text, dims: &dims, value: &value, tolerance });
     }
 }
 
-const ALL: [&str; 5] = ["dq", "dk", "dv", "tdk", "tdv"];
+/// All gradients.
+pub(crate) const ALL: [&str; 5] = ["dq", "dk", "dv", "tdk", "tdv"];
 
 #[test]
 fn a_group_of_heads_and_several_tiles() {

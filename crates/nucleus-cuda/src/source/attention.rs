@@ -105,3 +105,34 @@ pub(super) fn source(
 pub(super) fn query_blocks(heads: Heads, batch: Size, queries: Size, tile: u32, chunks: u32) -> Blocks {
     Blocks::constant(heads.heads.saturating_mul(chunks)).times(&[batch], 1).times(&[queries], tile)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::attention_operands::tests::{architectures, heads_of};
+
+    #[test]
+    fn every_head_finds_room_on_every_architecture() {
+        for architecture in architectures() {
+            for size in (8..=LARGEST_HEAD).step_by(8) {
+                let shape = Shape::new(heads_of(size), architecture);
+                let fits =
+                    |shape: &Shape| shape.shared_bytes <= architecture.shared_memory() && shape.slots >= 2;
+                assert!(shape.as_ref().is_some_and(fits), "heads of {size} on {architecture}");
+            }
+        }
+    }
+
+    #[test]
+    fn two_blocks_share_a_multiprocessor_at_the_usual_head_sizes() {
+        for architecture in architectures() {
+            for size in [64, 128] {
+                let bytes = Shape::new(heads_of(size), architecture).map(|shape| shape.shared_bytes);
+                assert!(
+                    bytes.is_some_and(|bytes| bytes <= half_of_shared(architecture)),
+                    "{size} on {architecture}"
+                );
+            }
+        }
+    }
+}

@@ -225,3 +225,23 @@ fn gradient_segment(slots: &Slots, number: usize, segment: &GradSegment) -> Resu
     text.push_str(&slots.segment(number, &segment.keys, &members)?);
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::attention_operands::tests::{architectures, heads_of};
+
+    #[test]
+    fn every_head_finds_room_on_every_architecture() {
+        for architecture in architectures() {
+            for size in (8..=LARGEST_HEAD).step_by(8) {
+                let fits = |shape: Shape| {
+                    let bytes = shape.shared_bytes.into_iter().max().unwrap_or(0);
+                    bytes <= architecture.shared_memory() && shape.slots >= 2 && shape.pairs >= 2
+                };
+                let shape = Shape::new(heads_of(size), architecture);
+                assert!(shape.is_some_and(fits), "heads of {size} on {architecture}");
+            }
+        }
+    }
+}

@@ -236,3 +236,19 @@ impl Slots<'_> {
         )
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Every architecture that kernels are compiled for.
+    pub(in crate::source) fn architectures() -> impl Iterator<Item = Architecture> {
+        ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
+            .into_iter()
+            .filter_map(|name| name.parse().ok())
+    }
+
+    pub(in crate::source) fn heads_of(size: u32) -> Heads {
+        Heads { heads: 4, key_heads: 2, size, scale: 1.0 }
+    }
+}

@@ -25,8 +25,12 @@ pub(crate) fn check_plan(
     value: &dyn Fn(&str, usize) -> Option<f64>,
     tolerance: f64,
 ) {
-    let case = &Case { text: "", dims, value, tolerance };
-    let dims = bindings(dims);
+    check_on(Architecture::SM80, plan, &Case { text: "", dims, value, tolerance });
+}
+
+/// The same for the kernels of an architecture.
+pub(crate) fn check_on(architecture: Architecture, plan: &Plan, case: &Case) {
+    let dims = bindings(case.dims);
     let expected = expected(case, plan, &dims);
     let mut memory = HashMap::new();
     for (number, buffer) in plan.buffers.iter().enumerate() {
@@ -34,7 +38,7 @@ pub(crate) fn check_plan(
             memory.insert(number, encode(&expected.tensors[&name], buffer.dtype));
         }
     }
-    let program = Program::compile(plan, Architecture::SM80);
+    let program = Program::compile(plan, architecture);
     let mut first: Option<Vec<Vec<u8>>> = None;
     for seed in [1, 2] {
         let outputs = program.run(plan, &dims, &memory, seed).unwrap_or_else(|error| panic!("{error}"));
