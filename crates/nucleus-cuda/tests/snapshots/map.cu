@@ -23,7 +23,7 @@ DEVICE void point(const Arguments& args, int i0, int i1) {
         v4[l] = v2[l] * v3[l];
         v5[l] = round_bf16(v4[l]);
     }
-    store_lanes<64>(memory<bf16>(args.o[2]) + (i64(64) * i0 + i1), v5);
+    store_global<64>(memory<bf16>(args.o[2]) + (i64(64) * i0 + i1), v5);
 }
 
 DEVICE u64 rows(const Arguments& args) { return u64(args.s[0]); }
