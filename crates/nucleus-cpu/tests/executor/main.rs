@@ -13,6 +13,7 @@ mod groups;
 mod harness;
 mod leading_axes;
 mod maps;
+mod models;
 mod parts;
 mod products;
 mod races;

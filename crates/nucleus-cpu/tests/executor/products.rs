@@ -44,19 +44,20 @@ fn of_several_tiles(dtype: &str, unit: i64, a: &str, b: &str) {
 
 #[test]
 fn factors_of_all_orders() {
-    for (dtype, unit) in [("bf16", 8), ("f32", 4)] {
-        for (a, b) in LEFT.into_iter().flat_map(|a| RIGHT.map(|b| (a, b))) {
-            of_several_tiles(dtype, unit, a, b);
-        }
+    for (a, b) in LEFT.into_iter().flat_map(|a| RIGHT.map(|b| (a, b))) {
+        of_several_tiles("bf16", 8, a, b);
     }
+    of_several_tiles("f32", 4, LEFT[0], RIGHT[0]);
+    of_several_tiles("f32", 4, LEFT[1], RIGHT[1]);
 }
 
 #[test]
 fn factors_of_less_alignment() {
-    for (dtype, unit) in [("bf16", 4), ("f16", 2), ("f32", 2), ("f32", 1)] {
-        of_several_tiles(dtype, unit, LEFT[0], RIGHT[1]);
-        of_several_tiles(dtype, unit, LEFT[1], RIGHT[0]);
-    }
+    of_several_tiles("bf16", 4, LEFT[0], RIGHT[0]);
+    of_several_tiles("f16", 2, LEFT[1], RIGHT[1]);
+    of_several_tiles("f16", 2, LEFT[0], RIGHT[0]);
+    of_several_tiles("f32", 1, LEFT[1], RIGHT[0]);
+    of_several_tiles("f32", 1, LEFT[0], RIGHT[1]);
 }
 
 /// Weight gradients: rows of both factors lie side by side, and the depth is images and tokens.

@@ -21,6 +21,8 @@ mod groups;
 mod leading_axes;
 #[path = "../../../nucleus-cpu/tests/executor/maps.rs"]
 mod maps;
+#[path = "../../../nucleus-cpu/tests/executor/models.rs"]
+mod models;
 #[path = "../../../nucleus-cpu/tests/executor/products.rs"]
 mod products;
 #[path = "../../../nucleus-cpu/tests/executor/random_functions.rs"]
