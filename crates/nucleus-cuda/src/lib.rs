@@ -9,9 +9,17 @@
 //! [`source::kernel_source`] is pure text work and needs neither CUDA nor a GPU; `docs/cuda.md` describes it and how a template is added.
 
 pub mod architecture;
+pub mod cubins;
+pub mod driver;
 pub mod facts;
+pub mod program;
 pub mod source;
+pub mod transfer;
 
 pub use architecture::Architecture;
+pub use cubins::{CubinError, Cubins};
+pub use driver::{CudaError, Device};
 pub use facts::Facts;
+pub use program::{CudaBindError, CudaBound, CudaProgram, DevicePointer, DeviceTable, LoadError, RunError};
 pub use source::{KernelSource, SourceError, kernel_source};
+pub use transfer::Transfer;

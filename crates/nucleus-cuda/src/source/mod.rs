@@ -6,6 +6,7 @@
 
 mod function;
 mod grid;
+mod limits;
 mod map;
 mod space;
 mod templates;
@@ -15,6 +16,7 @@ use thiserror::Error;
 
 pub use function::{Direct, Names, Slot, constant, element, memory_type, value_type};
 pub use grid::{Blocks, Grid, GridError, Tiles};
+pub use limits::{Limit, LimitKind, limit_source};
 
 use crate::architecture::Architecture;
 use crate::facts::Facts;

@@ -12,6 +12,7 @@ macro_rules! files {
 const FILES: &[(&str, &str)] = files! {
     "prelude.cuh"
     "ptx/convert.cuh"
+    "sm80_limits.cuh"
     "sm80_map.cuh"
 };
 
