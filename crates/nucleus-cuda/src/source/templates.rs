@@ -11,7 +11,10 @@ macro_rules! files {
 /// Path and text of every file.
 const FILES: &[(&str, &str)] = files! {
     "prelude.cuh"
+    "ptx/async_copy.cuh"
     "ptx/convert.cuh"
+    "ptx/matrix.cuh"
+    "ptx/shared.cuh"
     "sm80_limits.cuh"
     "sm80_map.cuh"
 };

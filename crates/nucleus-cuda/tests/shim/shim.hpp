@@ -426,6 +426,74 @@ inline int own_lane() { return int(running->number % WARP); }
 #define __any_sync(mask, value) (shim::vote(__LINE__, mask, value) != 0)
 #define __all_sync(mask, value) (shim::vote(__LINE__, mask, value) == (mask))
 
+// Matrix instructions; fragments as `ptx/matrix.cuh` describes them.
+namespace shim {
+struct MatrixLoad {
+    const unsigned char* row;
+    bool transposed;
+    uint32_t* registers;
+};
+
+inline void perform_matrix_load(void* const* lanes, uint32_t) {
+    for (unsigned matrix = 0; matrix < 4; ++matrix) {
+        uint16_t element[8][8];
+        for (unsigned row = 0; row < 8; ++row) {
+            const auto* self = static_cast<const MatrixLoad*>(lanes[matrix * 8 + row]);
+            if (uintptr_t(self->row) % 16) fail("ldmatrix from an address that is no multiple of 16");
+            std::memcpy(element[row], self->row, 16);
+        }
+        for (unsigned lane = 0; lane < WARP; ++lane) {
+            auto* self = static_cast<MatrixLoad*>(lanes[lane]);
+            const unsigned g = lane / 4, t = lane % 4;
+            const uint16_t low = self->transposed ? element[2 * t][g] : element[g][2 * t];
+            const uint16_t high = self->transposed ? element[2 * t + 1][g] : element[g][2 * t + 1];
+            self->registers[matrix] = uint32_t(low) | uint32_t(high) << 16;
+        }
+    }
+}
+
+inline void load_matrices(int line, uint32_t (&registers)[4], const unsigned char* row, bool transposed) {
+    MatrixLoad operands{row, transposed, registers};
+    warp_operation(0xffffffffu, line, perform_matrix_load, &operands);
+}
+
+struct MultiplyAdd {
+    float* c;
+    const uint32_t* a;
+    uint32_t b[2];
+    float (*value)(uint16_t);
+};
+
+inline void perform_multiply_add(void* const* lanes, uint32_t) {
+    float a[16][16], b[16][8];
+    for (unsigned lane = 0; lane < WARP; ++lane) {
+        const auto* self = static_cast<const MultiplyAdd*>(lanes[lane]);
+        const unsigned g = lane / 4, t = lane % 4;
+        for (unsigned half = 0; half < 2; ++half) {
+            const unsigned shift = 16 * half, k = 2 * t + half;
+            for (unsigned part = 0; part < 4; ++part) {
+                a[g + part % 2 * 8][k + part / 2 * 8] = self->value(uint16_t(self->a[part] >> shift));
+            }
+            for (unsigned part = 0; part < 2; ++part) b[k + part * 8][g] = self->value(uint16_t(self->b[part] >> shift));
+        }
+    }
+    for (unsigned lane = 0; lane < WARP; ++lane) {
+        auto* self = static_cast<MultiplyAdd*>(lanes[lane]);
+        for (unsigned part = 0; part < 4; ++part) {
+            const unsigned row = lane / 4 + part / 2 * 8, column = lane % 4 * 2 + part % 2;
+            double sum = self->c[part];
+            for (unsigned k = 0; k < 16; ++k) sum += double(a[row][k]) * double(b[k][column]);
+            self->c[part] = float(sum);
+        }
+    }
+}
+
+inline void multiply_add(int line, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (*value)(uint16_t)) {
+    MultiplyAdd operands{c, a, {b0, b1}, value};
+    warp_operation(0xffffffffu, line, perform_multiply_add, &operands);
+}
+}  // namespace shim
+
 inline float __int_as_float(int bits) { return shim::from_bits(uint32_t(bits)); }
 inline int __float_as_int(float value) { return int(shim::to_bits(value)); }
 inline unsigned __float_as_uint(float value) { return shim::to_bits(value); }
