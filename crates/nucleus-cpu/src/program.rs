@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use nucleus_ir::{Bindings, DType, Dim, Rate};
 use nucleus_plan::bounds::{points, range};
 use nucleus_plan::{
-    Anchor, BindError, BoundPlan, BufferId, Contraction, Kernel, KernelId, Launch, Place, Plan, Size,
+    Anchor, BindError, BoundPlan, BufferId, Contraction, Kernel, KernelId, Place, Plan, Size,
 };
 
 use crate::buffer::{AlignedBuffer, OutOfMemory};

@@ -8,6 +8,7 @@ mod bench;
 mod check;
 mod compile;
 mod data;
+mod gpu;
 mod grad;
 mod inspect;
 mod merge;

@@ -24,7 +24,7 @@ pub enum LimitKind {
 /// A kernel that measures.
 ///
 /// It has one operand, which receives a float for every thread of the grid, and one size, the number of iterations.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Limit {
     /// The unit; of its functions the one that measures.
     pub source: KernelSource,

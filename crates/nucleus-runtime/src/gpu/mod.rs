@@ -6,8 +6,10 @@ mod limits;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use nucleus_cuda::Device;
+pub use nucleus_cuda::driver::DeviceMemory;
 use nucleus_cuda::driver::Stream;
-use nucleus_cuda::{Cubins, CudaError, Device};
+pub use nucleus_cuda::{CubinError, Cubins, CudaError, Transfer};
 
 pub(crate) use exchange::{Exchange, lay_out};
 pub use limits::LimitError;
@@ -67,7 +69,7 @@ impl Gpu {
     ///
     /// # Errors
     /// How much is missing, and what for.
-    pub(crate) fn account(&self, parts: &[(&str, u64)], given_back: u64) -> Result<(), CudaError> {
+    pub fn account(&self, parts: &[(&str, u64)], given_back: u64) -> Result<(), CudaError> {
         let bytes = parts.iter().fold(0u64, |total, (_, bytes)| total.saturating_add(*bytes));
         let free = self.device().free_memory()?.saturating_add(given_back);
         if bytes <= free {
