@@ -47,6 +47,7 @@ fn models() -> &'static [Compiled] {
                 dtype: DType::F32,
                 target: "cpu".to_owned(),
                 plans: vec![plan],
+                cubins: Default::default(),
             }
         };
         MODELS.iter().map(compile).collect()

@@ -1,15 +1,18 @@
 //! Artifacts: compiled models in one file.
 //!
 //! A `.nuc` file is a valid safetensors file. Tensors whose names begin with `nucleus.` hold what the compiler made, as bytes: the
-//! model's texts and one plan per entry. All other tensors are weights under their checkpoint names. The metadata says what the
-//! file is, for which dtype and target, with which config values, and the hash of the compiler's tensors.
+//! model's texts, one plan per entry and, for GPUs, the cubin of every kernel under the hash of its text. All other tensors are weights
+//! under their checkpoint names. The metadata says what the file is, for which dtype and target, with which config values, and the hash
+//! of the compiler's tensors.
 //!
-//! An artifact is untrusted input: sizes are checked before anything is allocated, plans are verified before anything runs.
+//! An artifact is untrusted input: sizes are checked before anything is allocated, plans are verified before anything runs. A cubin is
+//! machine code, of which only kind, architecture and completeness can be checked: an artifact for a GPU is to be trusted like a program.
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use nucleus_cuda::{CubinKey, StoredCubins};
 use nucleus_ir::DType;
 use nucleus_passes::elaborate::ConfigValue;
 use nucleus_plan::Plan;
@@ -27,9 +30,14 @@ use crate::weights::{WeightSpec, stored_scales};
 /// Names of tensors that are not weights begin with this.
 pub const RESERVED: &str = "nucleus.";
 /// The version of the format that this crate writes and reads.
-pub const FORMAT_VERSION: &str = "4";
-/// The most bytes that the compiler's tensors may have together. Decoded, a part takes up to some forty times its bytes.
+pub const FORMAT_VERSION: &str = "5";
+/// The most bytes that the compiler's tensors without cubins may have together. Decoded, a part takes up to some forty times its bytes.
 pub const MAX_PART_BYTES: usize = 64 << 20;
+/// The most bytes that all cubins may have together.
+pub const MAX_CUBIN_BYTES: usize = 512 << 20;
+
+/// What the name of a cubin begins with; the rest is that of its [`CubinKey`].
+const CUBIN: &str = "nucleus.cubin.";
 
 /// Why an artifact could not be read.
 #[derive(Debug, Error)]
@@ -90,10 +98,12 @@ pub struct Compiled {
     pub config: Vec<(String, ConfigValue)>,
     /// The element type of the products.
     pub dtype: DType,
-    /// The machine it was compiled for, e.g. `cpu`.
+    /// The machine it was compiled for: `cpu`, or `cuda:` and architectures, e.g. `cuda:sm_80,sm_90`.
     pub target: String,
     /// One plan per entry.
     pub plans: Vec<Plan>,
+    /// Machine code for GPUs: that of every kernel, for every architecture of the target.
+    pub cubins: StoredCubins,
 }
 
 impl Compiled {
@@ -224,21 +234,34 @@ impl Reader<'_> {
         let mut hasher = blake3::Hasher::new();
         let mut text = None;
         let mut plans = Vec::new();
-        let mut total = 0usize;
+        let mut cubins = StoredCubins::new();
+        let (mut total, mut cubin_total) = (0usize, 0usize);
         let mut parts: Vec<_> =
             self.file.header().tensors.iter().filter(|entry| entry.name.starts_with(RESERVED)).collect();
         parts.sort_by(|a, b| a.name.cmp(&b.name));
         for entry in parts {
             let bytes = &self.file.bytes()[entry.range.clone()];
-            total = total.saturating_add(bytes.len());
             if entry.dtype != StoredDType::U8 {
                 return Err(self.broken(&entry.name, "it is not a list of bytes"));
             }
-            if total > MAX_PART_BYTES {
-                let why = format!("the parts have more than {MAX_PART_BYTES} bytes");
-                return Err(self.broken(&entry.name, why));
+            let cubin = entry.name.strip_prefix(CUBIN);
+            let (total, what, most) = match cubin {
+                Some(_) => (&mut cubin_total, "cubins", MAX_CUBIN_BYTES),
+                None => (&mut total, "parts", MAX_PART_BYTES),
+            };
+            *total = total.saturating_add(bytes.len());
+            if *total > most {
+                return Err(self.broken(&entry.name, format!("the {what} have more than {most} bytes")));
             }
             hash_part(&mut hasher, &entry.name, bytes);
+            if let Some(name) = cubin {
+                let key = CubinKey::from_name(name);
+                let key = key.ok_or_else(|| {
+                    self.broken(&entry.name, "it is not named after an architecture and a hash")
+                })?;
+                cubins.insert(key, bytes.to_vec()).map_err(|error| self.broken(&entry.name, error))?;
+                continue;
+            }
             match entry.name.strip_prefix("nucleus.plan.") {
                 Some(name) => plans.push(self.plan(name, &entry.name, bytes)?),
                 None if entry.name == "nucleus.model" => {
@@ -258,7 +281,7 @@ impl Reader<'_> {
         if plans.is_empty() {
             return Err(self.broken("nucleus.plan", "there is no plan"));
         }
-        Ok(Compiled { text, config, dtype, target, plans })
+        Ok(Compiled { text, config, dtype, target, plans, cubins })
     }
 
     fn plan(&self, entry: &str, part: &str, bytes: &[u8]) -> Result<Plan, ArtifactError> {
@@ -332,11 +355,18 @@ pub fn write_artifact(
         let bytes = encode(&name, postcard::to_stdvec(plan))?;
         parts.insert(name, bytes);
     }
+    let cubins: BTreeMap<String, &[u8]> =
+        compiled.cubins.iter().map(|(key, cubin)| (format!("{CUBIN}{}", key.name()), cubin)).collect();
+    let parts: BTreeMap<&str, &[u8]> = parts
+        .iter()
+        .map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
+        .chain(cubins.iter().map(|(name, cubin)| (name.as_str(), *cubin)))
+        .collect();
     let mut hasher = blake3::Hasher::new();
     let mut specs = Vec::new();
-    for (name, bytes) in &parts {
+    for (&name, &bytes) in &parts {
         hash_part(&mut hasher, name, bytes);
-        specs.push(TensorSpec { name: name.clone(), dtype: StoredDType::U8, shape: vec![bytes.len()] });
+        specs.push(TensorSpec { name: name.to_owned(), dtype: StoredDType::U8, shape: vec![bytes.len()] });
     }
     let mut sources = BTreeMap::new();
     if let Some(checkpoint) = weights {
@@ -365,7 +395,7 @@ pub fn write_artifact(
     let total = specs.iter().map(TensorSpec::bytes).sum::<Result<u64, _>>()?;
     let mut done = 0;
     write_safetensors(path, &specs, &metadata, &mut |spec, out| {
-        match parts.get(&spec.name) {
+        match parts.get(spec.name.as_str()) {
             Some(bytes) => out.write_all(bytes)?,
             None => write_weight(weights, &sources, spec, out)?,
         }

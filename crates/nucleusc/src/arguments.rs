@@ -1,8 +1,10 @@
 //! The command line's grammar and its help texts.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use nucleus_cuda::Architecture;
 use nucleus_ir::DType;
 
 /// The whole command line.
@@ -40,12 +42,17 @@ pub enum Command {
     #[command(
         after_help = "The artifact is a safetensors file: the plans, the model's texts and, with --weights, the weights.
 
+For GPUs it also holds the machine code of every kernel, so that what runs it needs no compiler. NVRTC makes it, with no GPU and no
+driver: `tools/fetch-nvrtc` fetches it, or NUCLEUS_NVRTC names the library or its folder. Kernels are kept in NUCLEUS_CACHE, else in
+~/.cache/nucleus, and compiled once. Trust such an artifact as you trust a program.
+
 Examples:
   nucleusc compile ir-specs/nucleus_image.ir --dtype bf16 -o nucleus-image.nuc
   nucleusc compile model.ir --weights checkpoint/transformer -o model.nuc
   nucleusc compile model.ir --weights checkpoint/transformer --quantize int8 -o small.nuc
   nucleusc compile model.ir -o model.nuc --emit simplify,plan --emit-dir stages
-  nucleusc compile model.ir --entry loss --gradients -o loss.nuc --emit differentiate --emit-dir stages"
+  nucleusc compile model.ir --entry loss --gradients -o loss.nuc --emit differentiate --emit-dir stages
+  nucleusc compile model.ir --target cuda:sm_80,sm_90 -o model.nuc --emit cuda,cubin --emit-dir kernels"
     )]
     Compile(CompileArguments),
     /// Run an entry of a model on given inputs
@@ -196,10 +203,42 @@ pub enum WeightsFrom {
 }
 
 /// The machines to compile for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// This computer's processor
+    /// This computer's processor.
     Cpu,
+    /// NVIDIA GPUs of these architectures, each once.
+    Cuda(Vec<Architecture>),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Cpu => f.write_str("cpu"),
+            Target::Cuda(architectures) => {
+                let names: Vec<String> = architectures.iter().map(Architecture::to_string).collect();
+                write!(f, "cuda:{}", names.join(","))
+            }
+        }
+    }
+}
+
+/// `cpu`, or `cuda:` and architectures.
+fn target(text: &str) -> Result<Target, String> {
+    if text == "cpu" {
+        return Ok(Target::Cpu);
+    }
+    let Some(names) = text.strip_prefix("cuda:") else {
+        return Err("expected `cpu`, or `cuda:` and architectures, as in `cuda:sm_80,sm_90`".to_owned());
+    };
+    let mut architectures = Vec::new();
+    for name in names.split(',') {
+        let architecture = name.parse::<Architecture>().map_err(|error| error.to_string())?;
+        if !architectures.contains(&architecture) {
+            architectures.push(architecture);
+        }
+    }
+    Ok(Target::Cuda(architectures))
 }
 
 /// `nucleusc compile`.
@@ -229,16 +268,16 @@ pub struct CompileArguments {
     /// Store large weights of products over tokens (from 2^20 elements) as 8-bit integers; sums stay f32
     #[arg(long, value_name = "TYPE")]
     pub quantize: Option<Quantization>,
-    /// The machine to compile for
-    #[arg(long, value_name = "TARGET", default_value = "cpu")]
+    /// The machine to compile for: `cpu`, or NVIDIA GPUs by their architectures, `cuda:sm_80,sm_90`
+    #[arg(long, value_name = "TARGET", default_value = "cpu", value_parser = target)]
     pub target: Target,
     /// The artifact to write
     #[arg(short, long, value_name = "OUT.nuc")]
     pub output: PathBuf,
-    /// Stages whose text is written: names of passes, or `plan`, or `all`
+    /// Stages whose text is written: names of passes, or `plan`; for GPUs also `cuda` and `cubin`, the kernels; or `all`
     #[arg(long, value_name = "STAGE,…", value_delimiter = ',')]
     pub emit: Vec<String>,
-    /// Where the texts go: one file per entry and stage
+    /// Where they go: one file per entry and stage, and `KERNEL.ARCHITECTURE.cu` and `.cubin` of every distinct kernel
     #[arg(long, value_name = "DIR", requires = "emit")]
     pub emit_dir: Option<PathBuf>,
     /// Print one JSON object instead of text

@@ -18,7 +18,8 @@ use nucleus_runtime::{Checkpoint, Compiled, Extras, Model, WeightSource};
 use serde_json::{Value, json};
 
 use crate::arguments::{CompileArguments, Recompute, Target};
-use crate::{check, progress, report, source};
+use crate::cubins::Emitted;
+use crate::{check, cubins, progress, report, source};
 
 /// Runs the command.
 pub fn compile(arguments: &CompileArguments) -> anyhow::Result<()> {
@@ -26,10 +27,14 @@ pub fn compile(arguments: &CompileArguments) -> anyhow::Result<()> {
     let weights = arguments.weights.as_deref().map(Checkpoint::open).transpose()?;
     let model = source::model(&arguments.model, &arguments.config, weights.as_ref())?;
     let dtype = arguments.dtype.map_or_else(|| source::default_dtype(weights.as_ref()), DType::from);
-    let stages = stages(&arguments.emit)?;
-    if !stages.is_empty() && arguments.emit_dir.is_none() {
-        bail!("--emit needs --emit-dir DIR, the folder for the texts");
+    let (stages, emitted) = emitted(&arguments.emit, &arguments.target)?;
+    if !arguments.emit.is_empty() && arguments.emit_dir.is_none() {
+        bail!("--emit needs --emit-dir DIR, the folder for the files");
     }
+    let gpu = match &arguments.target {
+        Target::Cpu => None,
+        Target::Cuda(architectures) => Some((cubins::compiler()?, architectures)),
+    };
 
     anyhow::ensure!(!model.entries().is_empty(), "`{}` declares no entry", arguments.model.display());
     let mut entries = Vec::new();
@@ -59,16 +64,26 @@ pub fn compile(arguments: &CompileArguments) -> anyhow::Result<()> {
         let (plan, timings) = compile_entry(&model, entry, &options, &stages, arguments.emit_dir.as_deref())?;
         entries_compiled.push((plan, timings));
     }
-    let compiled_in = start.elapsed();
-    let target = match arguments.target {
-        Target::Cpu => "cpu",
+    let kernels = match gpu {
+        None => None,
+        Some((compiler, architectures)) => {
+            let plans = entries_compiled.iter().map(|(plan, _)| plan);
+            let kernels = cubins::compile_kernels(&compiler, plans, architectures)?;
+            if let Some(folder) = &arguments.emit_dir {
+                kernels.write(folder, emitted)?;
+            }
+            Some(kernels)
+        }
     };
+    let compiled_in = start.elapsed();
+    let target = arguments.target.to_string();
     let compiled = Compiled {
         text: model.text().clone(),
         config: model.config().iter().map(|(key, value)| (key.to_owned(), value.clone())).collect(),
         dtype,
-        target: target.to_owned(),
+        target: target.clone(),
         plans: entries_compiled.iter().map(|(plan, _)| plan.clone()).collect(),
+        cubins: kernels.as_ref().map(cubins::Kernels::stored).transpose()?.unwrap_or_default(),
     };
     if let Some(weights) = &weights {
         WeightSource::check(weights, &compiled.weight_specs(), Extras::Refuse)?;
@@ -91,6 +106,7 @@ pub fn compile(arguments: &CompileArguments) -> anyhow::Result<()> {
             "target": target,
             "seconds": compiled_in.as_secs_f64(),
             "entries": entries,
+            "cubins": kernels.as_ref().map(cubins::Kernels::describe),
         });
         return report::print(&value.to_string());
     }
@@ -100,6 +116,9 @@ pub fn compile(arguments: &CompileArguments) -> anyhow::Result<()> {
     writeln!(text, "parameters: {parameters}")?;
     for (plan, timings) in &entries_compiled {
         summarise(&mut text, plan, timings)?;
+    }
+    if let Some(kernels) = &kernels {
+        kernels.summarise(&mut text)?;
     }
     let bytes = std::fs::metadata(&arguments.output)?.len();
     writeln!(
@@ -112,12 +131,22 @@ pub fn compile(arguments: &CompileArguments) -> anyhow::Result<()> {
     report::print(&text)
 }
 
-/// The stages to print: names of passes; `plan` is the last one, `all` every one.
-fn stages(names: &[String]) -> anyhow::Result<BTreeSet<&'static str>> {
+/// The stages to print: names of passes; `plan` is the last one, `cuda` and `cubin` are the kernels of a GPU, `all` is everything.
+fn emitted(names: &[String], target: &Target) -> anyhow::Result<(BTreeSet<&'static str>, Emitted)> {
+    let gpu = matches!(target, Target::Cuda(_));
     let mut stages = BTreeSet::new();
+    let mut kernels = Emitted::default();
     for name in names {
         match (name.as_str(), PASSES.last()) {
-            ("all", _) => stages.extend(PASSES.iter().map(|pass| pass.name)),
+            ("all", _) => {
+                stages.extend(PASSES.iter().map(|pass| pass.name));
+                kernels = Emitted { sources: gpu, cubins: gpu };
+            }
+            ("cuda" | "cubin", _) if !gpu => {
+                bail!("--emit {name} needs a GPU to compile for, such as --target cuda:sm_90")
+            }
+            ("cuda", _) => kernels.sources = true,
+            ("cubin", _) => kernels.cubins = true,
             ("plan", Some(last)) => {
                 stages.insert(last.name);
             }
@@ -125,13 +154,16 @@ fn stages(names: &[String]) -> anyhow::Result<BTreeSet<&'static str>> {
                 let known = PASSES.iter().find(|pass| pass.name == name);
                 let known = known.with_context(|| {
                     let all: Vec<&str> = PASSES.iter().map(|pass| pass.name).collect();
-                    format!("there is no stage `{name}`: expected {}, plan or all", all.join(", "))
+                    format!(
+                        "there is no stage `{name}`: expected {}, plan, cuda, cubin or all",
+                        all.join(", ")
+                    )
                 })?;
                 stages.insert(known.name);
             }
         }
     }
-    Ok(stages)
+    Ok((stages, kernels))
 }
 
 fn compile_entry(

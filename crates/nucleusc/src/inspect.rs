@@ -45,6 +45,7 @@ fn artifact(arguments: &InspectArguments) -> anyhow::Result<()> {
             "dtype": compiled.dtype.name(),
             "quantised": compiled.is_quantised(),
             "target": compiled.target,
+            "cubins": compiled.cubins.len(),
             "entries": entries,
             "checkpoint": artifact.weights().map(describe),
         });
@@ -58,6 +59,10 @@ fn artifact(arguments: &InspectArguments) -> anyhow::Result<()> {
         writeln!(text, "  weights of large products in int8, with a scale per output channel")?;
     }
     writeln!(text, "  target  {}", compiled.target)?;
+    if !compiled.cubins.is_empty() {
+        let bytes = compiled.cubins.iter().map(|(_, cubin)| cubin.len() as u64).sum();
+        writeln!(text, "  cubins  {}, {}", compiled.cubins.len(), report::bytes(bytes))?;
+    }
     for (key, value) in &compiled.config {
         writeln!(text, "  config  {key} = {value}")?;
     }

@@ -7,6 +7,7 @@ mod arguments;
 mod bench;
 mod check;
 mod compile;
+mod cubins;
 mod data;
 mod gpu;
 mod grad;

@@ -3,7 +3,7 @@
 use nucleus_plan::BindError;
 use thiserror::Error;
 
-use crate::cubins::CubinError;
+use crate::cubins::NoCubin;
 use crate::driver::CudaError;
 use crate::source::{GridError, SourceError};
 
@@ -22,7 +22,7 @@ pub enum LoadError {
     },
     /// A kernel has no machine code.
     #[error(transparent)]
-    Cubin(#[from] CubinError),
+    Cubin(#[from] NoCubin),
     /// A launch that does not fit its kernel.
     #[error("launch {launch}: {why}")]
     Launch {

@@ -64,7 +64,7 @@ impl CudaProgram {
         plan: Plan,
         device: &Device,
         cubins: &dyn Cubins,
-        progress: &mut dyn FnMut(usize, usize),
+        progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<CudaProgram, LoadError> {
         for (launch, given) in plan.launches.iter().enumerate() {
             plan.check_launch(given).map_err(|why| LoadError::Launch { launch, why })?;
@@ -78,8 +78,7 @@ impl CudaProgram {
                 distinct.len() - 1
             });
         }
-        let total = distinct.len();
-        let images = cubins.cubins(&distinct, device.architecture(), &mut |done| progress(done, total))?;
+        let images = cubins.cubins(&distinct, device.architecture(), progress)?;
         let modules = distinct.iter().zip(&images).map(|(source, image)| {
             let module = Module::load(device, &source.name, image)?;
             let functions = source.functions.iter().map(|function| {

@@ -2,7 +2,7 @@
 
 use nucleus_cuda::driver::{DeviceMemory, Event, Module};
 use nucleus_cuda::source::{LimitKind, limit_source};
-use nucleus_cuda::{CubinError, CudaError, SourceError};
+use nucleus_cuda::{CudaError, NoCubin, SourceError};
 use nucleus_ir::DType;
 use thiserror::Error;
 
@@ -17,7 +17,7 @@ pub enum LimitError {
     Source(#[from] SourceError),
     /// There is no machine code for it.
     #[error(transparent)]
-    Cubin(#[from] CubinError),
+    Cubin(#[from] NoCubin),
     /// The driver failed.
     #[error(transparent)]
     Cuda(#[from] CudaError),

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nucleus_cuda::Device;
 pub use nucleus_cuda::driver::DeviceMemory;
 use nucleus_cuda::driver::Stream;
-pub use nucleus_cuda::{CubinError, Cubins, CudaError, Transfer};
+pub use nucleus_cuda::{Cubins, CudaError, KernelCode, NoCubin, Transfer};
 
 pub(crate) use exchange::{Exchange, lay_out};
 pub use limits::LimitError;
