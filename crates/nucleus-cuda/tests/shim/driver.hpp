@@ -97,6 +97,8 @@ void run_launch(const char* name, void (*thread)(Arguments), const Launch& launc
     std::memcpy(&arguments, launch.arguments, sizeof arguments);
     body = [&] { thread(arguments); };
     run_grid(launch.threads, launch.shared_bytes);
+    // Its code goes with the shared object.
+    body = nullptr;
 }
 
 #define SHIM_ENTRY(unit, function)                                                                     \
