@@ -54,16 +54,15 @@ pub fn counts(log: &Path) -> std::collections::BTreeMap<String, u64> {
     let text = std::fs::read_to_string(log).expect("the driver wrote its log");
     let line = text.lines().last().unwrap_or_default();
     let words: Vec<&str> = line.split_whitespace().collect();
-    words
-        .chunks_exact(2)
-        .map(|pair| (pair[0].to_owned(), pair[1].parse().expect("a number")))
-        .collect()
+    words.chunks_exact(2).map(|pair| (pair[0].to_owned(), pair[1].parse().expect("a number"))).collect()
 }
 
 fn build(temporary: &Path) -> FakeCuda {
     let shim = root().join("crates/nucleus-cuda/tests/shim");
     let sources = root().join("tests/fake-cuda");
-    let read = |path: PathBuf| std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let read = |path: PathBuf| {
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    };
     let headers = ["shim.hpp", "driver.hpp"].map(|name| (name, read(shim.join(name))));
     let mut hasher = blake3::Hasher::new();
     for (_, text) in &headers {

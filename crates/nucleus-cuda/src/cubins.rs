@@ -90,7 +90,8 @@ impl Cubins for KernelCode {
                 cubins[*at] = kernel.images.into_iter().next().map(|image| image.cubin);
             }
         }
-        let whole = |cubin: Option<Vec<u8>>| cubin.ok_or_else(|| NoCubin { source: "there is no cubin".into() });
+        let whole =
+            |cubin: Option<Vec<u8>>| cubin.ok_or_else(|| NoCubin { source: "there is no cubin".into() });
         cubins.into_iter().map(whole).collect()
     }
 }

@@ -40,9 +40,7 @@ impl IndexCheck {
             at.and_then(|at| elements.get(at)).copied().unwrap_or(-1)
         };
         match &self.touched {
-            Some((access, extents, sizes)) => {
-                find_index_outside(access, extents, sizes, load, &self.allowed)
-            }
+            Some((access, extents, sizes)) => find_index_outside(access, extents, sizes, load, &self.allowed),
             None => {
                 elements.iter().map(|value| i64::from(*value)).find(|value| !self.allowed.contains(value))
             }
@@ -190,9 +188,7 @@ impl Values<'_> {
                 }
                 (operand == inverse.positions).then_some((0, slots - 1))
             }
-            Anchor::InvertIndex(invert) if operand == invert.offsets_out => {
-                Some((0, size(invert.positions)))
-            }
+            Anchor::InvertIndex(invert) if operand == invert.offsets_out => Some((0, size(invert.positions))),
             Anchor::InvertIndex(invert) => Some((0, size(invert.positions) - 1)),
             Anchor::Map(map) => {
                 let extents: Vec<i64> = map.space.iter().map(|extent| size(*extent)).collect();

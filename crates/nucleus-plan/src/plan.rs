@@ -112,7 +112,10 @@ impl Plan {
             match self.buffers.get(buffer.0 as usize) {
                 Some(buffer) if buffer.dtype == operand.dtype => {}
                 Some(buffer) => {
-                    return Err(format!("operand {position} is {}, its buffer {}", operand.dtype, buffer.dtype));
+                    return Err(format!(
+                        "operand {position} is {}, its buffer {}",
+                        operand.dtype, buffer.dtype
+                    ));
                 }
                 None => return Err(format!("there is no buffer {}", buffer.0)),
             }

@@ -257,9 +257,7 @@ impl Parameters {
     /// All gradients, with what fills up the last row.
     pub fn all_gradients(&self) -> TensorRef<'_> {
         match &self.device {
-            Some(device) => {
-                TensorRef::on_device(&device.gradients, 0..device.gradients.len(), DType::F32)
-            }
+            Some(device) => TensorRef::on_device(&device.gradients, 0..device.gradients.len(), DType::F32),
             None => self.gradients.as_slice().into(),
         }
     }

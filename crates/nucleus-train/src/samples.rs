@@ -157,7 +157,8 @@ impl Painter {
         self.check(model, samples, trace)?;
         let patch = patch_size(model)?;
         let plan = model.compile(entry(trace), self.dtype, &mut ())?;
-        let session_options = SessionOptions { threads: self.threads, gpu: self.gpu.clone(), ..SessionOptions::default() };
+        let session_options =
+            SessionOptions { threads: self.threads, gpu: self.gpu.clone(), ..SessionOptions::default() };
         let mut session = Session::with_source(plan, weights, &session_options, &mut |_, _| {})?;
         let mut pictures: Vec<Option<(Picture, String)>> = samples.iter().map(|_| None).collect();
         let mut traces: Vec<Option<(RoutingTrace, usize)>> = samples.iter().map(|_| None).collect();

@@ -25,9 +25,9 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     let dtype = source.options.dtype;
     let start = Instant::now();
     // The first point's, where it names all sizes.
-    let sizes = points.first().map(|dims| {
-        dims.iter().map(|(name, size)| (name.as_str(), *size)).collect::<Bindings>()
-    });
+    let sizes = points
+        .first()
+        .map(|dims| dims.iter().map(|(name, size)| (name.as_str(), *size)).collect::<Bindings>());
     let mut session = run::session(source, &arguments.session, arguments.backend, &|_| sizes.clone())?;
     let load = start.elapsed();
     let mut measurements = Vec::with_capacity(points.len());

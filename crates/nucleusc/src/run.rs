@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use anyhow::Context;
-use nucleus_runtime::reference::run_reference;
 use nucleus_ir::Bindings;
 use nucleus_plan::Plan;
+use nucleus_runtime::reference::run_reference;
 use nucleus_runtime::{Session, SessionOptions, Signature, TensorMap};
 use serde_json::json;
 
@@ -21,8 +21,7 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<()> {
     let (outputs, load_time, run_time) = match arguments.backend {
         Backend::Cpu | Backend::Cuda => {
             let start = Instant::now();
-            let processor =
-                if arguments.backend == Backend::Cuda { Processor::Cuda } else { Processor::Cpu };
+            let processor = if arguments.backend == Backend::Cuda { Processor::Cuda } else { Processor::Cpu };
             // Sizes that do not fit are reported by the run.
             let sizes = |plan: &Plan| Signature::from(plan).bind(&inputs, &arguments.session.dims).ok();
             let mut session = session(source, &arguments.session, processor, &sizes)?;
@@ -92,12 +91,8 @@ pub fn session(
         }
     };
     let uploads = gpu.is_some();
-    let options = SessionOptions {
-        threads: arguments.threads,
-        gpu,
-        sizes: sizes(&plan),
-        ..SessionOptions::default()
-    };
+    let options =
+        SessionOptions { threads: arguments.threads, gpu, sizes: sizes(&plan), ..SessionOptions::default() };
     let bar = progress::step_bar(if uploads { "uploading" } else { "packing" });
     let session = Session::with_source(plan, source.weights, &options, &mut |done, total| {
         bar.set_length(total as u64);

@@ -8,8 +8,8 @@ use nucleus_train::recipe::{Recipe, SampleRecipe};
 use nucleus_train::samples::Painter;
 
 use crate::arguments::SampleArguments;
-use crate::{gpu, report};
 use crate::train::sampler_options;
+use crate::{gpu, report};
 
 /// Runs the command.
 pub fn sample(arguments: &SampleArguments) -> anyhow::Result<()> {

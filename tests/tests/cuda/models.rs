@@ -41,7 +41,10 @@ fn answers_in_bf16_are_as_close_as_the_processors() {
         let truth = case.expected("sample");
         let [ours, cpu] = [Some(gpu.clone()), None].map(|gpu| rms_error(&sample(&case, gpu), &truth));
         let theirs = rms_error(&case.expected("sample_bf16"), &truth);
-        assert!(ours <= 1.1 * theirs.max(cpu), "{name}: {ours:.2e}; processor {cpu:.2e}, diffusers {theirs:.2e}");
+        assert!(
+            ours <= 1.1 * theirs.max(cpu),
+            "{name}: {ours:.2e}; processor {cpu:.2e}, diffusers {theirs:.2e}"
+        );
     }
 }
 

@@ -104,8 +104,10 @@ fn what_cannot_be_written_in_place_is_copied() {
     let mut turn = compile(text, &gpu);
     let start: Vec<f32> = (0..9).map(|i| i as f32).collect();
     let (mut host, device, scale) = (start.clone(), upload(&gpu, &start), 2.0f32);
-    for want in [[0.0, 6.0, 12.0, 2.0, 8.0, 14.0, 4.0, 10.0, 16.0], [0.0, 4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 28.0, 32.0]]
-    {
+    for want in [
+        [0.0, 6.0, 12.0, 2.0, 8.0, 14.0, 4.0, 10.0, 16.0],
+        [0.0, 4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 28.0, 32.0],
+    ] {
         let mut arguments = Arguments::new();
         arguments.input("scale", &scale).output("m", host.as_mut_slice());
         turn.run(&[], &mut arguments, None).expect("the arguments fit");

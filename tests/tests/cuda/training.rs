@@ -18,11 +18,14 @@ pub(crate) const LIST: List = &[
 
 /// The engine on the weights of a fixture: matrices under Muon if asked for, the rest under AdamW.
 fn engine(case: &GradientCase, muon: bool, gpu: Option<&Gpu>) -> GraphEngine {
-    let group = |pattern: &str, optimizer, default| Group { params: vec![pattern.to_owned()], optimizer, default };
-    let mut groups = vec![group("*", Optimizer::AdamW(AdamW::default()), true)];
+    let group = |patterns: &[&str], optimizer, default| {
+        let params = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
+        Group { params, optimizer, default }
+    };
+    let mut groups = vec![group(&["*"], Optimizer::AdamW(AdamW::default()), true)];
     if muon {
         let matrices = Optimizer::Muon(Muon { lr: 0.01, ..Muon::default() });
-        groups.insert(0, group("*.attn.*.weight", matrices, false));
+        groups.insert(0, group(&["*.attn.to_q.weight", "*.img_mlp.experts.*"], matrices, false));
     }
     let coefficients = vec![("z_loss".to_owned(), case.z_loss), ("wavelet".to_owned(), case.wavelet)];
     let options = LossOptions { dtype: DType::F32, coefficients, orthogonality: 0.01, remat: None };
@@ -84,7 +87,8 @@ fn steps_move_the_weights_as_on_the_processor() {
     assert_eq!(got.len(), want.len());
     for ((name, got), (same, want)) in got.iter().zip(&want) {
         assert_eq!(name, same);
-        let [got, want] = [got, want].map(|bits| bits.iter().map(|bits| f32::from_bits(*bits)).collect::<Vec<f32>>());
+        let [got, want] =
+            [got, want].map(|bits| bits.iter().map(|bits| f32::from_bits(*bits)).collect::<Vec<f32>>());
         assert_near(name, &got, &want, 2e-3);
     }
     // What is computed does not depend on when it is looked at: the same bits again.

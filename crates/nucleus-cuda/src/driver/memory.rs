@@ -74,12 +74,7 @@ impl DeviceMemory {
     /// The part is not inside.
     pub fn part(&self, range: Range<usize>, what: &'static str) -> Result<u64, CudaError> {
         if range.start > range.end || range.end > self.bytes {
-            return Err(CudaError::Range {
-                what,
-                bytes: range.len(),
-                offset: range.start,
-                size: self.bytes,
-            });
+            return Err(CudaError::Range { what, bytes: range.len(), offset: range.start, size: self.bytes });
         }
         Ok(self.address + range.start as u64)
     }

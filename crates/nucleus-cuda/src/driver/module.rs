@@ -80,12 +80,7 @@ impl Module {
     ///
     /// # Errors
     /// There is none, or the device cannot run it so.
-    pub fn function(
-        &self,
-        name: &str,
-        threads: u32,
-        shared_bytes: u32,
-    ) -> Result<KernelFunction, CudaError> {
+    pub fn function(&self, name: &str, threads: u32, shared_bytes: u32) -> Result<KernelFunction, CudaError> {
         let Inner { device, name: module, handle: module_handle } = &*self.inner;
         let doing = || format!("finding function `{name}` of kernel {module}");
         device.make_current()?;
@@ -180,9 +175,10 @@ impl KernelFunction {
 fn elf_end(image: &[u8]) -> Option<usize> {
     let number = |at: usize, bytes: usize| -> Option<usize> {
         let field = image.get(at..at + bytes)?;
-        let value = field.iter().rev().try_fold(0u64, |value, byte| {
-            value.checked_mul(256).map(|value| value + u64::from(*byte))
-        });
+        let value = field
+            .iter()
+            .rev()
+            .try_fold(0u64, |value, byte| value.checked_mul(256).map(|value| value + u64::from(*byte)));
         usize::try_from(value?).ok()
     };
     if image.get(..5)? != [0x7f, b'E', b'L', b'F', 2] {

@@ -68,8 +68,7 @@ impl Stream {
     ) -> Result<(), CudaError> {
         let what = "a copy on the device";
         let bytes = from.len();
-        let (source, target) =
-            (source.part(from, what)?, target.part(to..to.saturating_add(bytes), what)?);
+        let (source, target) = (source.part(from, what)?, target.part(to..to.saturating_add(bytes), what)?);
         if bytes == 0 {
             return Ok(());
         }
@@ -162,8 +161,7 @@ impl Event {
         self.device.make_current()?;
         let mut milliseconds = 0.0f32;
         // SAFETY: the out-parameter is there, both handles live.
-        let result =
-            unsafe { sys::cuEventElapsedTime_v2(&mut milliseconds, earlier.handle, self.handle) };
+        let result = unsafe { sys::cuEventElapsedTime_v2(&mut milliseconds, earlier.handle, self.handle) };
         check(result, || "reading the time between events".to_owned())?;
         Ok(f64::from(milliseconds) * 1e-3)
     }

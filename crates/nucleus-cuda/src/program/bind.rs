@@ -34,12 +34,13 @@ impl CudaBound {
         for (number, launch) in plan.launches.iter().enumerate() {
             let kernel = &program.kernels[launch.kernel.0 as usize];
             let place = || plan.describe(launch);
-            let (dispatch, bytes) = dispatch(kernel, sizes.launch_sizes(number)).map_err(|why| match why {
-                Refused::Size(what, value) => {
-                    CudaBindError::Size { launch: number, place: place(), what, value }
-                }
-                Refused::Grid(source) => CudaBindError::Grid { launch: number, place: place(), source },
-            })?;
+            let (dispatch, bytes) =
+                dispatch(kernel, sizes.launch_sizes(number)).map_err(|why| match why {
+                    Refused::Size(what, value) => {
+                        CudaBindError::Size { launch: number, place: place(), what, value }
+                    }
+                    Refused::Grid(source) => CudaBindError::Grid { launch: number, place: place(), source },
+                })?;
             scratch = scratch.max(bytes);
             launches.push(dispatch);
         }
@@ -65,12 +66,7 @@ impl CudaBound {
     ///
     /// # Errors
     /// The launch that would leave what it indexes.
-    pub fn check_indices(
-        &self,
-        program: &CudaProgram,
-        input: u32,
-        elements: &[i32],
-    ) -> Result<(), RunError> {
+    pub fn check_indices(&self, program: &CudaProgram, input: u32, elements: &[i32]) -> Result<(), RunError> {
         for check in self.checks.iter().filter(|check| check.input == input) {
             if let Some(value) = check.find_outside(elements) {
                 let plan = program.plan();

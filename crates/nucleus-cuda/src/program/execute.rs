@@ -105,7 +105,9 @@ impl CudaProgram {
         }
         let (bytes, offset) = (bound.scratch_bytes(), 0);
         if scratch.bytes < bytes {
-            return Err(CudaError::Range { what: "scratch memory", bytes, offset, size: scratch.bytes }.into());
+            return Err(
+                CudaError::Range { what: "scratch memory", bytes, offset, size: scratch.bytes }.into()
+            );
         }
         Ok(())
     }

@@ -48,8 +48,11 @@ pub fn kernel_sources(plan: &Plan, device: &Device) -> Result<Vec<KernelSource>,
     kernels
         .map(|(number, kernel)| {
             let facts = Facts::of(plan, KernelId(number as u32));
-            kernel_source(kernel, &facts, device.architecture())
-                .map_err(|source| LoadError::Source { kernel: number, entry: plan.entry.clone(), source })
+            kernel_source(kernel, &facts, device.architecture()).map_err(|source| LoadError::Source {
+                kernel: number,
+                entry: plan.entry.clone(),
+                source,
+            })
         })
         .collect()
 }
@@ -81,9 +84,10 @@ impl CudaProgram {
         let images = cubins.cubins(&distinct, device.architecture(), progress)?;
         let modules = distinct.iter().zip(&images).map(|(source, image)| {
             let module = Module::load(device, &source.name, image)?;
-            let functions = source.functions.iter().map(|function| {
-                module.function(function.name, function.threads, function.shared_bytes)
-            });
+            let functions = source
+                .functions
+                .iter()
+                .map(|function| module.function(function.name, function.threads, function.shared_bytes));
             Ok(functions.collect::<Result<Vec<KernelFunction>, _>>()?)
         });
         let modules = modules.collect::<Result<Vec<Vec<KernelFunction>>, LoadError>>()?;

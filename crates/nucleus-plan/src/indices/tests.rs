@@ -67,8 +67,7 @@ fn arithmetic_on_coordinates_is_bounded() {
              }}"
         )
     };
-    let launches =
-        "launch k1(b1) sizes N per step\nlaunch k0(b0, b1, b2) sizes N per step";
+    let launches = "launch k1(b1) sizes N per step\nlaunch k0(b0, b1, b2) sizes N per step";
     assert_eq!(checks(buffers, &kernels(2), launches), Ok(Vec::new()), "8, 6, 4, 2, 0");
     let error = checks(buffers, &kernels(3), launches).unwrap_err().to_string();
     assert!(error.contains("launch 1 (map)") && error.contains("known to stay in range"), "{error}");
@@ -117,8 +116,7 @@ fn inverted_maps_are_rows_of_what_sums_over_them() {
              }}"
         )
     };
-    let launches =
-        "launch k0(b1, b2, b3) sizes N per step\nlaunch k1(b2, b3, b0, b4) sizes N per step";
+    let launches = "launch k0(b1, b2, b3) sizes N per step\nlaunch k1(b2, b3, b0, b4) sizes N per step";
     let list = checks(buffers, &kernels(6), launches).unwrap();
     let [check] = list.as_slice() else { panic!("{list:?}") };
     assert_eq!((check.input, check.allowed.clone()), (1, 0..6));

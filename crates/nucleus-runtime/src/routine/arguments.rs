@@ -65,11 +65,7 @@ impl<'a> TensorRef<'a> {
 
 impl<'a> From<&'a HostTensor> for TensorRef<'a> {
     fn from(tensor: &'a HostTensor) -> TensorRef<'a> {
-        TensorRef {
-            dtype: tensor.dtype(),
-            shape: Some(tensor.shape()),
-            source: Source::Host(tensor.bytes()),
-        }
+        TensorRef { dtype: tensor.dtype(), shape: Some(tensor.shape()), source: Source::Host(tensor.bytes()) }
     }
 }
 
@@ -81,11 +77,7 @@ impl<'a> From<&'a [f32]> for TensorRef<'a> {
 
 impl<'a> From<&'a f32> for TensorRef<'a> {
     fn from(element: &'a f32) -> TensorRef<'a> {
-        TensorRef {
-            dtype: DType::F32,
-            shape: Some(&[]),
-            source: Source::Host(bytemuck::bytes_of(element)),
-        }
+        TensorRef { dtype: DType::F32, shape: Some(&[]), source: Source::Host(bytemuck::bytes_of(element)) }
     }
 }
 

@@ -186,7 +186,9 @@ fn point_at_inputs(
                 Source::Device(_) => return Err(elsewhere(plan, what, name)),
             },
             Given::Next => {
-                let Some(output) = plan.outputs.iter().position(|output| output.name == name) else { continue };
+                let Some(output) = plan.outputs.iter().position(|output| output.name == name) else {
+                    continue;
+                };
                 match call.output(plan, output)? {
                     Target::Host(bytes) => (bytes.as_mut_ptr(), bytes.len()),
                     Target::Device(_) => return Err(elsewhere(plan, "output", name)),

@@ -163,8 +163,7 @@ impl CudaRoutine {
                 Some(position) => graphs.remove(position),
                 None => {
                     // SAFETY: as above; the graph is launched only while everything lies where it did.
-                    let graph =
-                        unsafe { self.program.capture(bound, Rate::Step, &table, scratch, stream)? };
+                    let graph = unsafe { self.program.capture(bound, Rate::Step, &table, scratch, stream)? };
                     Captured { graph, table, scratch }
                 }
             };

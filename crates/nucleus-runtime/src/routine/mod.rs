@@ -27,8 +27,8 @@ use crate::limits::{Limits, peak_flops, product_dtype};
 use crate::sizes::bind_sizes;
 use crate::tensor::{HostTensor, TensorError};
 use crate::tensor_map::TensorMap;
-use arguments::{Source, Target};
 pub use arguments::{Arguments, TensorMut, TensorRef};
+use arguments::{Source, Target};
 use cpu::CpuRoutine;
 use cuda::CudaRoutine;
 
@@ -272,8 +272,7 @@ impl Routine {
         self.refuse_unknown(arguments)?;
         let bindings = self.sizes(dims, arguments)?;
         let defaults = self.defaults(arguments, &bindings)?;
-        let call =
-            Call { next: &self.next, shared: &self.shared, bindings, defaults: &defaults, arguments };
+        let call = Call { next: &self.next, shared: &self.shared, bindings, defaults: &defaults, arguments };
         match &mut self.machine {
             Machine::Cpu(routine) => routine.run(call, profile),
             Machine::Cuda(routine) => routine.run(call, profile),

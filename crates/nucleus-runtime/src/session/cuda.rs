@@ -119,7 +119,8 @@ impl CudaSession {
 
     /// What device memory is used for, but for prompts.
     pub(super) fn memory_use(&self) -> MemoryUse {
-        let arenas = self.model_arena.len() + self.step_arena.len() + self.scratch.len() + self.exchange.len();
+        let arenas =
+            self.model_arena.len() + self.step_arena.len() + self.scratch.len() + self.exchange.len();
         MemoryUse { packed: 0, plain: self.weights.len() as u64, arenas: arenas as u64 }
     }
 
@@ -155,7 +156,8 @@ impl CudaSession {
             done: HashSet::new(),
         };
         // Scales come with what they scale, and last where they lie by themselves.
-        let is_scale = |weight: &&UsedWeight| weights.spec(&weight.name).is_some_and(|s| s.name != weight.name);
+        let is_scale =
+            |weight: &&UsedWeight| weights.spec(&weight.name).is_some_and(|s| s.name != weight.name);
         let (scales, values): (Vec<&UsedWeight>, Vec<&UsedWeight>) = list.iter().partition(is_scale);
         for weight in values.into_iter().chain(scales) {
             upload.weight(&weight.name, weight.dtype)?;
@@ -283,9 +285,8 @@ impl CudaSession {
                 Some(current) => current,
                 None => {
                     // SAFETY: as above; the graph is launched only while everything lies where it did.
-                    let graph = unsafe {
-                        self.program.capture(&prompt.bound, Rate::Step, &table, scratch, stream)?
-                    };
+                    let graph =
+                        unsafe { self.program.capture(&prompt.bound, Rate::Step, &table, scratch, stream)? };
                     Captured { graph, table, scratch }
                 }
             });
@@ -399,7 +400,8 @@ struct UsedWeight {
 
 /// The weights that launches read, in the order of the plan's buffers.
 fn used_weights(plan: &Plan) -> Vec<UsedWeight> {
-    let used: HashSet<BufferId> = plan.launches.iter().flat_map(|launch| launch.operands.iter().copied()).collect();
+    let used: HashSet<BufferId> =
+        plan.launches.iter().flat_map(|launch| launch.operands.iter().copied()).collect();
     let buffers = plan.buffers.iter().enumerate();
     let weights = buffers.filter_map(|(position, buffer)| {
         let Place::Weight(name) = &buffer.place else { return None };
@@ -407,7 +409,8 @@ fn used_weights(plan: &Plan) -> Vec<UsedWeight> {
         let size = |dim: &nucleus_ir::Dim| usize::try_from(dim.as_constant()?).ok();
         let elements = buffer.shape.iter().try_fold(1usize, |total, dim| total.checked_mul(size(dim)?));
         // Weights have constant sizes: the verifier sees to it.
-        let bytes = elements.and_then(|elements| elements.checked_mul(buffer.dtype.size())).unwrap_or(usize::MAX);
+        let bytes =
+            elements.and_then(|elements| elements.checked_mul(buffer.dtype.size())).unwrap_or(usize::MAX);
         let weight = UsedWeight { name: name.clone(), buffer: id, dtype: buffer.dtype, bytes };
         used.contains(&id).then_some(weight)
     });
@@ -443,9 +446,8 @@ impl Upload<'_> {
                 let elements = bytes.len() / dtype.size();
                 self.copy(name, elements.saturating_mul(wanted.size()), &mut |part, into| {
                     let at = |byte: usize| byte / wanted.size() * dtype.size();
-                    convert::convert(dtype, &bytes[at(part.start)..at(part.end)], wanted, into).map_err(
-                        |source| WeightError::Convert { name: name.to_owned(), source }.into(),
-                    )
+                    convert::convert(dtype, &bytes[at(part.start)..at(part.end)], wanted, into)
+                        .map_err(|source| WeightError::Convert { name: name.to_owned(), source }.into())
                 })?;
             }
             _ => {
