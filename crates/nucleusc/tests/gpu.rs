@@ -260,9 +260,12 @@ fn gradients_are_the_processors() {
     assert!(said.contains("norm of the gradient "), "{said}");
     let got = place.outputs("grads.safetensors");
     for (name, want) in case.expected().iter().filter(|(name, _)| !name.starts_with("loss.")) {
-        let got = got.get(name).unwrap_or_else(|| panic!("no `{name}`"));
-        let error = relative_error(&got.to_f32_vec(), &want.to_f32_vec());
-        assert!(error <= 3e-5, "{name}: {error:.1e}");
+        let got = got.get(name).unwrap_or_else(|| panic!("no `{name}`")).to_f32_vec();
+        let want = want.to_f32_vec();
+        // Weights that the loss does not reach have the gradient 0.
+        let largest = want.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+        let off = got.iter().zip(&want).fold(0.0f32, |off, (a, b)| off.max((a - b).abs()));
+        assert!(off <= 3e-5 * largest, "{name}: off by {off:.1e}, the largest is {largest:.1e}");
     }
 }
 
