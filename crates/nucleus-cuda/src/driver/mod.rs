@@ -4,7 +4,7 @@
 //! Every failure is a [`CudaError`] that says what was being done.
 //!
 //! *Architecture invariant:* calls of the driver, and the `unsafe` that they need, are in this module alone. What it hands out is safe to
-//! use, but for [`KernelFunction::launch`], whose addresses only its caller can vouch for.
+//! use, but for [`KernelFunction::launch`] and [`Graph::launch`], whose addresses only their caller can vouch for.
 
 mod device;
 mod error;
