@@ -7,6 +7,9 @@ use crate::driver::{CudaError, Device, DeviceMemory, Pinned, Stream};
 /// Bytes of each of the two buffers at most; a multiple of every element's size.
 const CHUNK: usize = 32 << 20;
 
+/// Writes a part of what is uploaded; the range is its place among all bytes.
+pub type Fill<'a, E> = dyn FnMut(Range<usize>, &mut [u8]) -> Result<(), E> + 'a;
+
 /// Copies to and from a device. See the [module documentation](self).
 #[derive(Debug)]
 pub struct Transfer {
@@ -36,7 +39,7 @@ impl Transfer {
         to: usize,
         bytes: usize,
         stream: &Stream,
-        fill: &mut dyn FnMut(Range<usize>, &mut [u8]) -> Result<(), E>,
+        fill: &mut Fill<'_, E>,
     ) -> Result<(), E> {
         for part in parts(bytes, self.chunk(bytes)?) {
             let buffer = self.next();

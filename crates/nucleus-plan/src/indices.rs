@@ -163,7 +163,7 @@ impl Values<'_> {
         let mut range = None;
         for (number, launch) in self.plan.launches.iter().enumerate() {
             for operand in written(self.plan, launch, buffer) {
-                let Some(stored) = self.stored(number, launch, operand) else { return None };
+                let stored = self.stored(number, launch, operand)?;
                 range = Some(range.map_or(stored, |range| union(range, stored)));
             }
         }

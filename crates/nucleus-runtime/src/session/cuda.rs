@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use nucleus_cuda::driver::{DeviceMemory, Graph};
+use nucleus_cuda::transfer::Fill;
 use nucleus_cuda::{CudaBound, CudaError, CudaProgram, DevicePointer, DeviceTable, RunError, Transfer};
 use nucleus_ir::{Bindings, DType, Rate};
 use nucleus_plan::{BufferId, Place, Plan, Profile};
@@ -475,7 +476,7 @@ impl Upload<'_> {
         &mut self,
         name: &str,
         bytes: usize,
-        fill: &mut dyn FnMut(Range<usize>, &mut [u8]) -> Result<(), SessionError>,
+        fill: &mut Fill<'_, SessionError>,
     ) -> Result<(), SessionError> {
         // The scales of a weight that no launch reads have no place.
         let Some((_, place)) = self.places.iter().find(|(known, _)| known == name) else { return Ok(()) };
