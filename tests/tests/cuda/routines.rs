@@ -126,6 +126,6 @@ fn the_processor_refuses_device_memory() {
     let mut arguments = Arguments::new();
     arguments.input("g", TensorRef::on_device(&memory, 0..16, DType::F32)).output("x", x.as_mut_slice());
     let error = update.run(&[("N".to_owned(), 1)], &mut arguments, None);
-    let message = error.err().expect("it cannot be read").to_string();
+    let message = error.expect_err("it cannot be read").to_string();
     assert!(message.contains("input `g` lies in a GPU's memory"), "{message}");
 }

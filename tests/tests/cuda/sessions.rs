@@ -152,7 +152,7 @@ entry f(table: [B, 7, 4] per step, i: i32[B, N] per step) -> (y: [B, N, 4]) { ga
     assert_same(&gpu.run(&inputs, &[]).expect("the inputs fit"), &want);
     for bad in [7, -1] {
         inputs.insert("i", index(&[0, 6, bad, 2, 2, 5]));
-        let message = gpu.run(&inputs, &[]).err().expect("an index is outside").to_string();
+        let message = gpu.run(&inputs, &[]).expect_err("an index is outside").to_string();
         assert!(message.contains(&format!("an index is {bad}, outside 0..7")), "{message}");
     }
     inputs.insert("i", index(&[0, 6, 3, 2, 2, 5]));
@@ -165,7 +165,7 @@ fn prompts_of_other_sessions_are_refused() {
     let dims = [("B".to_owned(), 1)];
     let prompt = other.prepare(&of_rate(&gpu, &given, false), &dims).expect("they fit");
     for session in [&mut cpu, &mut gpu] {
-        let message = session.step(&prompt, &given).err().expect("it is another's").to_string();
+        let message = session.step(&prompt, &given).expect_err("it is another's").to_string();
         assert!(message.contains("another session"), "{message}");
     }
 }
