@@ -311,7 +311,6 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
     Call call;
     const int capability = int(driver().capability);
     switch (attribute) {
-        case 13: *value = 1'000'000; return SUCCESS;
         case 16: *value = 2; return SUCCESS;
         case 75: *value = capability / 10; return SUCCESS;
         case 76: *value = capability % 10; return SUCCESS;

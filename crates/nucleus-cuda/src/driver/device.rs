@@ -27,7 +27,6 @@ struct Inner {
     name: String,
     architecture: Architecture,
     multiprocessors: u32,
-    clock_hz: f64,
     total: u64,
     /// Bytes of dynamic shared memory that a block may have.
     shared: u32,
@@ -88,7 +87,6 @@ impl Device {
             return Err(CudaError::Architecture { name, major, minor });
         };
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
-        let clock = attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?;
         let shared = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         let mut context = std::ptr::null_mut();
         // SAFETY: as above; the context is given back when the last copy of the device goes.
@@ -101,7 +99,6 @@ impl Device {
                 name,
                 architecture,
                 multiprocessors,
-                clock_hz: f64::from(clock) * 1e3,
                 total: total as u64,
                 shared,
             }),
@@ -134,11 +131,6 @@ impl Device {
     /// How many multiprocessors it has.
     pub fn multiprocessors(&self) -> u32 {
         self.inner.multiprocessors
-    }
-
-    /// The highest clock of its multiprocessors.
-    pub fn clock_hz(&self) -> f64 {
-        self.inner.clock_hz
     }
 
     /// Bytes of its memory.

@@ -222,8 +222,11 @@ impl CudaSession {
         let _turn = gpu.turn();
         let mut prompt = match again {
             Some((prompt, true)) => prompt,
-            // Memory of other sizes is given back before new memory is taken.
-            _ => self.prompt(bindings)?,
+            other => {
+                // Memory of other sizes is given back before new memory is taken.
+                drop(other);
+                self.prompt(bindings)?
+            }
         };
         if !self.loaded {
             self.load(&prompt.bound)?;
