@@ -11,8 +11,10 @@ typedef unsigned long long u64;
 
 #ifndef NUCLEUS_SHIM
 #define DEVICE static __device__ __forceinline__
+#define METHOD __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
 #define KERNEL extern "C" __global__
+#define CONSTANT static __constant__ const
 // The block's shared memory: all of it is dynamic, so that its size is the launch's and the shim can guard its end.
 #define SHARED_MEMORY(name) extern __shared__ __align__(1024) unsigned char name[]
 #endif
@@ -54,6 +56,14 @@ template <>
 struct alignas(16) Chunk<16> {
     u32 words[4];
 };
+
+// To global memory, at a multiple of the chunk's size.
+template <int BYTES>
+DEVICE void store_chunk(void* p, Chunk<BYTES> chunk) {
+    *static_cast<Chunk<BYTES>*>(p) = chunk;
+}
+
+#include "ptx/store.cuh"
 
 template <class T>
 DEVICE T* memory(void* operand) {
@@ -106,6 +116,20 @@ DEVICE void store_lanes(T* p, const Value (&value)[V]) {
         } part;
         UNROLL for (int l = 0; l < W::elements; ++l) store(&part.element[l], value[first + l]);
         *reinterpret_cast<Chunk<W::bytes>*>(p + first) = part.chunk;
+    }
+}
+
+// The same, to global memory: operands and scratch.
+template <int ALIGNED, int V, class T, class Value>
+DEVICE void store_global(T* p, const Value (&value)[V]) {
+    using W = Width<T, V, ALIGNED>;
+    UNROLL for (int first = 0; first < V; first += W::elements) {
+        union {
+            Chunk<W::bytes> chunk;
+            T element[W::elements];
+        } part;
+        UNROLL for (int l = 0; l < W::elements; ++l) store(&part.element[l], value[first + l]);
+        store_chunk(p + first, part.chunk);
     }
 }
 

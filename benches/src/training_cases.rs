@@ -102,6 +102,13 @@ impl TrainingShape {
         };
         let right = if weights { "weight \"w\"" } else { "input y" };
         let rate = if weights { "" } else { " per step" };
+        // As the compiler prints them: nothing is cast to its own type.
+        let factor = |load: String| match dtype {
+            DType::F32 => format!("v0 = {load}; return v0;"),
+            _ => format!("v0 = {load}; v1 = cast(v0, {dtype}); return v1;"),
+        };
+        let a = factor(format!("load o0[{a_item}*i0 + {a_row}*i1 + {a_k}*i2]"));
+        let b = factor(format!("load o{b_operand}[{b_item}*i0 + {b_k}*i1 + {b_column}*i2]"));
         let (a_count, b_count, c_item) = (batch * a_item, batch * b_item, rows * columns);
         format!(
             "plan product {{
@@ -115,8 +122,8 @@ impl TrainingShape {
         batch {batch};
         rows {rows};
         columns {columns}; segments 1; depth {depth};
-        a {{ v0 = load o0[{a_item}*i0 + {a_row}*i1 + {a_k}*i2]; v1 = cast(v0, {dtype}); return v1; }}
-        b {{ v0 = load o{b_operand}[{b_item}*i0 + {b_k}*i1 + {b_column}*i2]; v1 = cast(v0, {dtype}); return v1; }}
+        a {{ {a} }}
+        b {{ {b} }}
         epilogue {{ v0 = accumulator 0; store o2[{c_item}*i0 + {columns}*i1 + i2] = v0; }}
     }}
     launch k0(b0, b1, b2) per step flops 0 bytes 0;

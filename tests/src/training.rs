@@ -26,7 +26,7 @@ pub fn engine(case: &GradientCase, dtype: DType, threads: usize) -> GraphEngine 
     let all =
         Group { params: vec!["*".to_owned()], optimizer: Optimizer::AdamW(AdamW::default()), default: true };
     let coefficients = vec![("z_loss".to_owned(), case.z_loss), ("wavelet".to_owned(), case.wavelet)];
-    let options = LossOptions { dtype, coefficients, orthogonality: 0.0, remat: None };
+    let options = LossOptions { dtype, coefficients, orthogonality: 0.0, routers: Vec::new(), remat: None };
     let mut engine =
         GraphEngine::new(case.model(), &[all], options, Some(threads)).expect("the loss compiles");
     from_checkpoint(engine.parameters_mut(), &case.checkpoint()).expect("the weights are of this model");

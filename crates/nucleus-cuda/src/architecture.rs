@@ -70,7 +70,8 @@ impl FromStr for Architecture {
 
     fn from_str(text: &str) -> Result<Architecture, UnknownArchitecture> {
         let unknown = || UnknownArchitecture(text.to_owned());
-        let capability = text.strip_prefix("sm_").and_then(|number| number.parse().ok()).ok_or_else(unknown)?;
+        let capability =
+            text.strip_prefix("sm_").and_then(|number| number.parse().ok()).ok_or_else(unknown)?;
         let known = KNOWN.iter().any(|(other, ..)| *other == capability);
         known.then_some(Architecture { capability }).ok_or_else(unknown)
     }

@@ -21,7 +21,9 @@ pub mod facts;
 pub mod nvrtc;
 pub mod program;
 pub mod source;
+pub mod tiles;
 pub mod transfer;
+pub mod tuning;
 
 pub use architecture::Architecture;
 pub use cache::Cache;
@@ -33,4 +35,6 @@ pub use facts::Facts;
 pub use nvrtc::{Nvrtc, NvrtcError, Resources};
 pub use program::{CudaBindError, CudaBound, CudaProgram, DevicePointer, DeviceTable, LoadError, RunError};
 pub use source::{KernelSource, SourceError, kernel_source};
+pub use tiles::Tile;
 pub use transfer::Transfer;
+pub use tuning::Tuning;

@@ -3,8 +3,6 @@
 //!
 //! `NUCLEUS_BLESS=1 cargo test -p nucleus-cuda --test snapshot` rewrites the file.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::fs;
 use std::path::Path;
 

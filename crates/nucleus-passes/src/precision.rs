@@ -11,7 +11,7 @@
 //! Inputs and outputs keep their types. A cast that a product wants moves up through reshapes, transposes, broadcasts,
 //! concatenations and gathers, which gives the same bits and lets the producer store the narrow type: keys and values cached per
 //! prompt are cached in it. Slices of weights are moved through as well, other slices are not: a part may be all that is wanted.
-//! There is one cast per value and dtype.
+//! There is one cast per value and dtype, and none of what was only widened.
 
 use nucleus_ir::graph::{NodeData, Value, ValueDef};
 use nucleus_ir::{DType, Graph, Op, Rate};
@@ -85,12 +85,16 @@ fn lower(graph: &Graph, compute: DType) -> Result<Graph, PassError> {
             let value = if moves_cast(graph, &demand.stored, data) {
                 let operands = product_operands(&rebuild, &narrow, graph, data)?;
                 rebuild.add(data.op.clone(), &operands, &data.scope)?
-            } else if let (Op::Cast { .. }, [bytes]) = (&data.op, &data.operands[..])
-                && graph.ty(*bytes).dtype == DType::I8
+            } else if let (Op::Cast { .. }, [source]) = (&data.op, &data.operands[..])
+                && matches!(graph.ty(*source).dtype, dtype if dtype == DType::I8 || dtype == compute)
             {
-                // Every float type holds 8-bit integers: one exact cast instead of two.
-                let stored = rebuild.value(*bytes)?;
-                rebuild.add(Op::Cast { to: compute }, &[stored], &data.scope)?
+                // Every float type holds 8-bit integers, and what was widened is as it was before: one exact cast, or none.
+                let stored = rebuild.value(*source)?;
+                if graph.ty(*source).dtype == compute {
+                    stored
+                } else {
+                    rebuild.add(Op::Cast { to: compute }, &[stored], &data.scope)?
+                }
             } else {
                 let wide = rebuild.value(*result)?;
                 rebuild.add(Op::Cast { to: compute }, &[wide], &data.scope)?

@@ -111,6 +111,7 @@ pub fn assemble_on(recipe: &Recipe, gpu: Option<&Gpu>) -> Result<Assembled, Asse
             ("wavelet".to_owned(), objective.wavelet),
         ],
         orthogonality: objective.orthogonality,
+        routers: objective.routers.clone(),
     };
     let mut engine = GraphEngine::with_gpu(model, &recipe.groups, options, recipe.run.threads, gpu)?;
     match (&recipe.model.start, checkpoint) {

@@ -22,8 +22,6 @@ use crate::recipe::Stage;
 
 /// The entry that is differentiated.
 const ENTRY: &str = "loss";
-/// Routers, whose rows the orthogonality update pushes apart.
-const ROUTERS: &str = "*.img_mlp.gate.weight";
 /// Compiled stages that are kept.
 const KEPT_PROGRAMS: usize = 4;
 
@@ -111,6 +109,8 @@ pub struct LossOptions {
     pub coefficients: Vec<(String, f64)>,
     /// Coefficient of the routers' orthogonality update; 0 for none.
     pub orthogonality: f64,
+    /// Patterns of the names of routers, whose rows the orthogonality update pushes apart.
+    pub routers: Vec<String>,
 }
 
 /// A compiled loss with its gradients.
@@ -364,7 +364,9 @@ impl GraphEngine {
             .parameters
             .list()
             .iter()
-            .filter(|parameter| matches(ROUTERS, &parameter.info.name))
+            .filter(|parameter| {
+                self.options.routers.iter().any(|router| matches(router, &parameter.info.name))
+            })
             .map(|parameter| (parameter.range.clone(), parameter.info.shape.clone()))
             .collect();
         for (range, shape) in routers {

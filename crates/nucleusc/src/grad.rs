@@ -28,7 +28,8 @@ pub fn grad(arguments: &GradArguments) -> anyhow::Result<()> {
     // No step is taken: which optimiser has which weight does not matter.
     let all =
         Group { params: vec!["*".to_owned()], optimizer: Optimizer::AdamW(AdamW::default()), default: true };
-    let options = LossOptions { dtype, remat: None, coefficients: Vec::new(), orthogonality: 0.0 };
+    let options =
+        LossOptions { dtype, remat: None, coefficients: Vec::new(), orthogonality: 0.0, routers: Vec::new() };
     let start = Instant::now();
     let gpu = gpu::open(arguments.backend, None)?;
     let mut engine = GraphEngine::with_gpu(model, &[all], options, arguments.threads, gpu.as_ref())?;

@@ -28,7 +28,8 @@ fn engine(case: &GradientCase, muon: bool, gpu: Option<&Gpu>) -> GraphEngine {
         groups.insert(0, group(&["*.attn.to_q.weight", "*.img_mlp.experts.*"], matrices, false));
     }
     let coefficients = vec![("z_loss".to_owned(), case.z_loss), ("wavelet".to_owned(), case.wavelet)];
-    let options = LossOptions { dtype: DType::F32, coefficients, orthogonality: 0.01, remat: None };
+    let routers = vec!["*.img_mlp.gate.weight".to_owned()];
+    let options = LossOptions { dtype: DType::F32, coefficients, orthogonality: 0.01, routers, remat: None };
     let made = GraphEngine::with_gpu(case.model(), &groups, options, Some(2), gpu);
     let mut engine = made.unwrap_or_else(|error| panic!("{error}"));
     from_checkpoint(engine.parameters_mut(), &case.checkpoint()).expect("the weights are of this model");

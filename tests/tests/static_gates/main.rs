@@ -40,29 +40,30 @@ struct Compiled {
 
 /// Compiles everything, once for all tests. `None` where there is no NVRTC and none is asked for.
 fn compiled() -> Option<&'static Compiled> {
-    static COMPILED: OnceLock<Option<Compiled>> = OnceLock::new();
-    COMPILED.get_or_init(compile).as_ref()
+    static COMPILED: OnceLock<Result<Option<Compiled>, String>> = OnceLock::new();
+    let compiled = COMPILED.get_or_init(compile);
+    compiled.as_ref().unwrap_or_else(|error| panic!("{error}")).as_ref()
 }
 
-fn compile() -> Option<Compiled> {
+fn compile() -> Result<Option<Compiled>, String> {
     let nvrtc = match Nvrtc::load() {
         Ok(nvrtc) => nvrtc,
         Err(error) if std::env::var_os("NUCLEUS_REQUIRE_NVRTC").is_none_or(|value| value != "1") => {
             eprintln!("the static gates are not tested: {error}");
-            return None;
+            return Ok(None);
         }
-        Err(error) => panic!("{error}"),
+        Err(error) => return Err(error.to_string()),
     };
     let plans = released::plans();
-    let kernels = distinct_kernels(&plans, &ARCHITECTURES).unwrap_or_else(|error| panic!("{error}"));
+    let kernels = distinct_kernels(&plans, &ARCHITECTURES).map_err(|error| error.to_string())?;
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let compiler = Compiler::new(nvrtc, Cache::at(folder.join("cubins")));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let kernels =
-        compiler.compile_kernels(kernels, threads, &|_, _| {}).unwrap_or_else(|error| panic!("{error}"));
+        compiler.compile_kernels(kernels, threads, &|_, _| {}).map_err(|error| error.to_string())?;
     assert_eq!(compiler.take_warning(), None);
     std::fs::write(folder.join("static-gates.txt"), table(&plans, &kernels)).unwrap();
-    Some(Compiled { compiler, plans, kernels })
+    Ok(Some(Compiled { compiler, plans, kernels }))
 }
 
 /// A line for every cubin: seconds, what its functions take at the most, and what it is.

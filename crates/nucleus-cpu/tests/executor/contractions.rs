@@ -1,9 +1,6 @@
 //! Matrix products: factors from loads, gathers and functions, segments, batches, packed weights.
 
-use nucleus_cpu::{CpuProgram, Options};
-use nucleus_plan::{Anchor, Contraction, KernelId, Launch, Plan, Step};
-
-use crate::harness::{Case, DEFAULT, bindings, check, expected, plan, run};
+use crate::harness::{Case, DEFAULT, check};
 
 /// `y = silu(x W₀ᵀ) · (x W₁ᵀ) + r`, the weight stored (out, in), with a copy in bf16.
 fn gated(dtype: &str, a: &str) -> String {
@@ -49,7 +46,7 @@ fn gated(dtype: &str, a: &str) -> String {
     )
 }
 
-const PLAIN: &str = "v0 = load o0[s2*i0 + 37*i1 + i2]; return v0;";
+pub(crate) const PLAIN: &str = "v0 = load o0[s2*i0 + 37*i1 + i2]; return v0;";
 const SIZES: [(i64, i64); 6] = [(1, 1), (1, 2), (2, 3), (1, 31), (3, 33), (2, 70)];
 
 #[test]
@@ -221,7 +218,7 @@ fn values_of_stage_model_are_packed_like_weights() {
 
 /// Three products of x: gated halves with a residual and a second store, keys that are stored transposed in bf16, and a product with
 /// an activation as its right factor. Their operands and sizes differ, and so do their epilogues.
-fn parts(dtype: &str, a: &str) -> String {
+pub(crate) fn parts(dtype: &str, a: &str) -> String {
     format!(
         "
     dim B, S, M;
@@ -313,32 +310,6 @@ fn products_of_one_computed_left_factor() {
     }
 }
 
-/// Every part alone, as launches of their own, has the bits that it has in company.
-#[test]
-fn company_changes_no_bit() {
-    let dims = bindings(&[("B", 2), ("S", 33), ("M", 40)]);
-    for dtype in ["f32", "bf16"] {
-        let text = parts(dtype, PLAIN);
-        let whole = plan(&text);
-        let case = Case { text: &text, dims: &[], ..DEFAULT };
-        let given = expected(&case, &whole, &dims);
-        let mut apart = whole.clone();
-        let (kernel, launch) = (apart.kernels.remove(0), apart.launches.remove(0));
-        let Anchor::Matmul(contraction) = &kernel.anchor else { panic!("{whole}") };
-        for (number, part) in contraction.parts.iter().enumerate() {
-            let mut kernel = kernel.clone();
-            kernel.anchor = Anchor::Matmul(Contraction { parts: vec![part.clone()], ..contraction.clone() });
-            apart.kernels.push(kernel);
-            apart.launches.push(Launch { kernel: KernelId(number as u32), ..launch.clone() });
-        }
-        let outputs = |plan: Plan| {
-            let options = Options { threads: 2, ..Options::default() };
-            run(&mut CpuProgram::compile(plan, options).unwrap(), &dims, &given, true).unwrap()
-        };
-        assert!(outputs(whole) == outputs(apart), "{dtype}");
-    }
-}
-
 #[test]
 fn experts_may_have_several_products() {
     let text = experts("bf16");
@@ -405,21 +376,6 @@ fn batches_with_several_products() {
         let dims = [("B", b), ("H", h), ("N", n), ("K", k), ("M", m)];
         check(&Case { text: &text, dims: &dims, tolerance: 1e-5, ..DEFAULT });
     }
-}
-
-#[test]
-fn a_contraction_without_parts_is_refused() {
-    let mut plan = plan(&parts("f32", PLAIN));
-    let Anchor::Matmul(contraction) = &mut plan.kernels[0].anchor else { panic!("{plan}") };
-    let parts = std::mem::take(&mut contraction.parts);
-    let error = |plan: &Plan| CpuProgram::compile(plan.clone(), Options::default()).unwrap_err().to_string();
-    assert!(error(&plan).contains("no parts"), "{}", error(&plan));
-    // A stride too few in the second part.
-    let Anchor::Matmul(contraction) = &mut plan.kernels[0].anchor else { panic!("{plan}") };
-    contraction.parts = parts;
-    let Some(Step::Load(access)) = contraction.parts[1].b.steps.first_mut() else { panic!("a load") };
-    access.strides.pop();
-    assert!(error(&plan).contains("`b1`"), "{}", error(&plan));
 }
 
 /// Quantised weights, stored (out, in) and (in, out): `y = x Qᵀ · s` and `z = x R`, and a copy of the first column of Q.

@@ -1,8 +1,11 @@
 //! What cannot run is an error that says why.
 
 use nucleus_cpu::{BindError, BoundPlan, CompileError, CpuProgram, ExecuteError, Options};
+use nucleus_plan::{Anchor, Step};
 
-use crate::harness::{Case, DEFAULT, bindings, expected, plan, run};
+use crate::harness::{Case, DEFAULT, Expected, bindings, expected, plan, run};
+use crate::leading_axes::LONG;
+use crate::routing::{PLAIN, TOGETHER, combine};
 
 pub(crate) const GATHER: &str = "
     dim N, S;
@@ -21,6 +24,13 @@ pub(crate) const GATHER: &str = "
     }
     launch k0(b0, b1, b2) sizes N per step;
 ";
+
+impl Expected {
+    /// Replaces one element of a tensor.
+    pub(crate) fn replace(&mut self, name: &str, position: usize, value: f64) {
+        self.tensors.get_mut(name).unwrap()[position] = value;
+    }
+}
 
 fn compile(text: &str) -> Result<CpuProgram, CompileError> {
     CpuProgram::compile(plan(text), Options { threads: 1, ..Options::default() })
@@ -163,5 +173,49 @@ fn launches_and_functions_that_do_not_fit() {
         let text = GATHER.replace(from, to);
         assert_ne!(text, GATHER);
         assert!(compile(&text).is_err(), "{to}");
+    }
+}
+
+#[test]
+fn results_of_later_phases_are_refused() {
+    let mut later = plan(LONG);
+    let Anchor::RowReduction(reduction) = &mut later.kernels[0].anchor else { panic!("{later}") };
+    reduction.phases[0].function.steps.push(Step::Accumulator(0));
+    let error = CpuProgram::compile(later, Options::default()).unwrap_err();
+    assert!(error.to_string().contains("beyond the 0"), "{error}");
+    // The plan itself is a good one.
+    let program = CpuProgram::compile(plan(LONG), Options::default()).unwrap();
+    program.bind(&bindings(&[("R", 1), ("N", 2)])).unwrap();
+}
+
+#[test]
+fn a_partition_that_leaves_its_buffers_or_meets_itself_is_refused() {
+    let text = combine(TOGETHER, PLAIN);
+    let dims = [("B", 2), ("S", 5), ("C", 2)];
+    assert!(bind(&text, &dims).is_ok());
+    for (from, to, why) in [
+        ("b5: i32[B, S + 1]", "b5: i32[B, S]", "operand 2`: 10 elements where 12 are needed"),
+        ("b6: i32[B, 3*C]", "b6: i32[B, C]", "operand 3`: 4 elements where 12 are needed"),
+        (
+            "b4: f32[B, 3, C]",
+            "b4: f32[B, C]",
+            "slot `epilogue`: operand 5 has 4 elements; 0 to 11 are touched",
+        ),
+        (
+            "offsets o2; positions o3",
+            "offsets o2; positions o2",
+            "operand 2 is written whole and used otherwise",
+        ),
+        (
+            "offsets o2; positions o3",
+            "offsets o1; positions o3",
+            "operand 1 is written whole and used otherwise",
+        ),
+        ("o5[s4*i0 + s2*i1 + i2]", "o5[s4*i0 + i1 + i2]", "a point stores an element of operand 5"),
+    ] {
+        let broken = text.replace(from, to);
+        assert_ne!(broken, text);
+        let error = bind(&broken, &dims).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
     }
 }

@@ -1,9 +1,6 @@
 //! Products that reduce groups of their columns: normalised and rotated heads, softmax, groups that panels cut.
 
-use nucleus_cpu::{CpuProgram, Options};
-use nucleus_plan::{Anchor, Part, Plan, Size};
-
-use crate::harness::{Case, DEFAULT, check, plan};
+use crate::harness::{Case, DEFAULT, check};
 
 /// `groups` heads of `width` pairs, normalised by their root mean square, scaled by a bias-like row of the sequence and turned. Pairs are
 /// neighbours, or the halves of all columns. A second phase finds the largest normalised element, which is stored with each pair.
@@ -110,7 +107,7 @@ fn groups_need_not_be_whole_panels() {
 }
 
 /// A softmax over every group of the columns of a product with a computed right factor.
-fn softmax(width: i64, groups: i64) -> String {
+pub(crate) fn softmax(width: i64, groups: i64) -> String {
     let all = width * groups;
     format!(
         "
@@ -155,37 +152,4 @@ fn softmax_of_groups() {
             check(&Case { text: &text, dims: &[("S", s)], tolerance: 1e-5, ..DEFAULT });
         }
     }
-}
-
-fn part(plan: &mut Plan) -> &mut Part {
-    let Anchor::Matmul(contraction) = &mut plan.kernels[0].anchor else { panic!("a product") };
-    &mut contraction.parts[0]
-}
-
-#[test]
-fn groups_that_do_not_fit_are_refused() {
-    let refused = |change: &dyn Fn(&mut Part), expected: &str| {
-        let mut plan = plan(&softmax(4, 6));
-        change(part(&mut plan));
-        let error = CpuProgram::compile(plan, Options::default()).unwrap_err().to_string();
-        assert!(error.contains(expected), "{error}");
-    };
-    let width = |width: u32| move |part: &mut Part| part.groups.as_mut().unwrap().width = width;
-    refused(&width(0), "not whole");
-    refused(&width(5), "not whole");
-    refused(&|part| part.columns = Size::Arg(0), "not whole");
-    refused(
-        &|part| {
-            part.columns = Size::Const(1 << 40);
-            part.groups.as_mut().unwrap().width = 1 << 20;
-        },
-        "too large",
-    );
-    refused(&|part| part.segments = u32::MAX, "too large");
-    refused(&|part| part.groups.as_mut().unwrap().phases.truncate(1), "beyond the 2");
-    refused(&|part| part.groups.as_mut().unwrap().phases.swap(0, 1), "beyond the 1");
-    refused(
-        &|part| part.groups.as_mut().unwrap().phases[0].reductions[0].value.0 = 1,
-        "a reduced value is not f32",
-    );
 }

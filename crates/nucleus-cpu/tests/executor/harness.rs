@@ -3,12 +3,16 @@
 use nucleus_cpu::kernels::Isa;
 use nucleus_cpu::{BufferPointer, BufferTable, CpuProgram, ExecuteError, Options};
 use nucleus_ir::{Bindings, Rate};
-use nucleus_plan::{BufferId, Plan};
+use nucleus_plan::{BufferId, Place, Plan};
 
 use crate::case::name_of;
 pub(crate) use crate::case::{
     Case, DEFAULT, Expected, bindings, decode, encode, error, expected, noise, plan, tolerance_of,
 };
+
+/// Random functions that are compared: plans, and functions of each.
+pub(crate) const RANDOM_PLANS: u32 = 48;
+pub(crate) const FUNCTIONS_OF_A_PLAN: usize = 1;
 
 /// Runs a program on the tensors of `given`. Gives the bytes of every output.
 pub(crate) fn run(

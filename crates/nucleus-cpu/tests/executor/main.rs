@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod attention;
+mod attention_shapes;
 mod case;
 mod contractions;
 mod errors;
@@ -12,7 +13,10 @@ mod groups;
 mod harness;
 mod leading_axes;
 mod maps;
+mod parts;
+mod products;
 mod races;
 mod random_functions;
 mod reductions;
 mod routing;
+mod row_structures;

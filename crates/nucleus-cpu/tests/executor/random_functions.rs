@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use proptest::prelude::*;
 
-use crate::harness::{Case, DEFAULT, check};
+use crate::harness::{Case, DEFAULT, FUNCTIONS_OF_A_PLAN, RANDOM_PLANS, check};
 
 /// A choice among operations, and which earlier values they take.
 type Draw = (u8, u8, u8, u8);
@@ -59,38 +59,45 @@ fn function(draws: &[Draw]) -> (String, usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: RANDOM_PLANS, ..ProptestConfig::default() })]
 
     #[test]
-    fn random_functions_agree(draws in prop::collection::vec(any::<Draw>(), 1..24), n in 1i64..30) {
-        let (function, _) = function(&draws);
+    fn random_functions_agree(
+        draws in prop::collection::vec(prop::collection::vec(any::<Draw>(), 1..24), FUNCTIONS_OF_A_PLAN),
+        n in 1i64..30,
+    ) {
         let types = ["f32", "bf16", "f16", "i32", "bool"];
-        let mut text = String::from("    dim N;\n");
-        for (position, ty) in types.iter().enumerate() {
-            writeln!(text, "    input x{position}: {ty}[N] per step;").unwrap();
-        }
-        for (position, ty) in types.iter().enumerate() {
-            writeln!(text, "    output y{position}: {ty}[N];").unwrap();
-        }
-        for (position, ty) in types.iter().enumerate() {
-            writeln!(text, "    buffer b{position}: {ty}[N] input {position};").unwrap();
-        }
-        for (position, ty) in types.iter().enumerate() {
-            writeln!(text, "    buffer b{}: {ty}[N] output {position};", position + 5).unwrap();
-        }
         let modes = types.map(|ty| format!("read {ty}")).join(", ");
         let writes = types.map(|ty| format!("write {ty}")).join(", ");
-        write!(
-            text,
-            "    kernel k0({modes}, {writes}) sizes 1 map {{
+        let [mut inputs, mut outputs, mut buffers, mut kernels, mut launches] = [const { String::new() }; 5];
+        for (position, ty) in types.iter().enumerate() {
+            writeln!(inputs, "    input x{position}: {ty}[N] per step;").unwrap();
+            writeln!(buffers, "    buffer b{position}: {ty}[N] input {position};").unwrap();
+        }
+        for (number, draws) in draws.iter().enumerate() {
+            let mut results = Vec::new();
+            for (position, ty) in types.iter().enumerate() {
+                let output = number * types.len() + position;
+                let buffer = output + types.len();
+                writeln!(outputs, "    output y{output}: {ty}[N];").unwrap();
+                writeln!(buffers, "    buffer b{buffer}: {ty}[N] output {output};").unwrap();
+                results.push(format!("b{buffer}"));
+            }
+            let (function, _) = function(draws);
+            write!(
+                kernels,
+                "    kernel k{number}({modes}, {writes}) sizes 1 map {{
         space s0;
         function {{
 {function}        }}
     }}
-    launch k0(b0, b1, b2, b3, b4, b5, b6, b7, b8, b9) sizes N per step;
 "
-        )
-        .unwrap();
+            )
+            .unwrap();
+            let results = results.join(", ");
+            writeln!(launches, "    launch k{number}(b0, b1, b2, b3, b4, {results}) sizes N per step;").unwrap();
+        }
+        let text = format!("    dim N;\n{inputs}{outputs}{buffers}{kernels}{launches}");
         // Every operation here is exact or correctly rounded on both sides.
         check(&Case { text: &text, dims: &[("N", n)], tolerance: 0.0, ..DEFAULT });
     }

@@ -13,6 +13,7 @@ use nucleus_ir::{DType, ScalarOp};
 use nucleus_plan::{Access, Operand, ScalarFunction, Size, Step, StepId};
 
 use super::SourceError;
+use super::pairs::{Pair, pairs};
 use crate::facts::Facts;
 
 /// Where a printed function finds its operands and size arguments.
@@ -141,6 +142,8 @@ struct Printer<'a> {
     slot: &'a Slot<'a>,
     dtypes: Vec<Option<DType>>,
     kinds: Vec<Kind>,
+    /// Accesses that are made together.
+    pairs: Vec<Pair>,
     text: String,
     /// The body of the loop over lanes that is open, if one is.
     body: String,
@@ -168,7 +171,8 @@ impl<'a> Printer<'a> {
             };
             kinds.push(if lanes { Kind::Lanes } else { Kind::Uniform });
         }
-        Ok(Printer { slot, dtypes, kinds, text: String::new(), body: String::new(), stored: false })
+        let pairs = slot.lanes.map(|axis| pairs(slot.function, slot.operands, axis)).unwrap_or_default();
+        Ok(Printer { slot, dtypes, kinds, pairs, text: String::new(), body: String::new(), stored: false })
     }
 
     fn print(mut self) -> Result<String, SourceError> {
@@ -225,7 +229,11 @@ impl<'a> Printer<'a> {
     }
 
     fn step(&mut self, number: usize, step: &Step) -> Result<(), SourceError> {
+        let pair = self.pairs.iter().copied().find(|pair| pair.even == number || pair.odd == number);
         match step {
+            Step::Load(_) | Step::Store { .. } if pair.is_some() => {
+                pair.map_or(Ok(()), |pair| self.pair(number, pair))
+            }
             Step::Load(access) => self.load(number, access),
             Step::Store { access, value } => self.store(number, access, *value),
             Step::Constant { value, dtype } => {
@@ -233,8 +241,7 @@ impl<'a> Printer<'a> {
                 self.define(number, *dtype, &text)
             }
             Step::Affine { offset, strides } => {
-                let access =
-                    Access { operand: 0, offset: *offset, strides: strides.clone(), indirect: None };
+                let access = Access { operand: 0, offset: *offset, strides: strides.clone(), indirect: None };
                 let mut text = element(&access, self.slot.names);
                 if let (Kind::Lanes, Some(axis)) = (self.kinds[number], self.slot.lanes) {
                     let _ = write!(text, " + {} * l", self.size(strides[axis]));
@@ -292,8 +299,7 @@ impl<'a> Printer<'a> {
                 let stride = access.strides.get(axis).copied().unwrap_or(Size::Const(0));
                 if through {
                     let lane = self.lane_element(access, axis);
-                    let base =
-                        format!("memory<const {memory}>({})", self.slot.names.operand(access.operand));
+                    let base = format!("memory<const {memory}>({})", self.slot.names.operand(access.operand));
                     self.each_lane(&format!("v{number}[l] = load({base} + ({lane}));"));
                 } else if stride.is(1) {
                     let aligned = self.slot.facts.alignment(access, axis);
@@ -306,6 +312,41 @@ impl<'a> Printer<'a> {
             _ => {
                 let _ = writeln!(self.text, "    const {ty} v{number} = load({pointer});");
             }
+        }
+        Ok(())
+    }
+
+    /// Two loads or stores of alternating elements: where the first of the loads is, where the second of the stores is.
+    fn pair(&mut self, number: usize, pair: Pair) -> Result<(), SourceError> {
+        let slot = self.slot;
+        let Pair { even, odd } = pair;
+        let axis = slot.lanes.unwrap_or(0);
+        match (&slot.function.steps[even], &slot.function.steps[odd]) {
+            (Step::Load(access), _) if number == pair.first() => {
+                if self.stored {
+                    self.close();
+                }
+                let dtype = self.dtype(StepId(even as u32))?;
+                let (aligned, ty) = (slot.facts.alignment(access, axis), value_type(dtype));
+                let pointer = self.pointer(access, &format!("const {}", memory_type(dtype)));
+                let _ = writeln!(
+                    self.text,
+                    "    {ty} p{even}[2 * V], v{even}[V], v{odd}[V];\n    load_lanes<{aligned}>({pointer}, p{even});"
+                );
+                self.each_lane(&format!("v{even}[l] = p{even}[2 * l], v{odd}[l] = p{even}[2 * l + 1];"));
+            }
+            (Step::Store { access, value }, Step::Store { value: other, .. }) if number != pair.first() => {
+                self.close();
+                self.stored = true;
+                let memory = memory_type(slot.operands[access.operand as usize].dtype);
+                let (aligned, ty) = (slot.facts.alignment(access, axis), value_type(self.dtype(*value)?));
+                let (first, second) = (self.at(*value)?, self.at(*other)?);
+                let pointer = self.pointer(access, memory);
+                let _ = writeln!(self.text, "    {ty} p{even}[2 * V];");
+                self.each_lane(&format!("p{even}[2 * l] = {first}, p{even}[2 * l + 1] = {second};"));
+                let _ = writeln!(self.text, "    store_global<{aligned}>({pointer}, p{even});");
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -336,7 +377,7 @@ impl<'a> Printer<'a> {
             self.each_lane(&format!("store({base} + ({lane}), {source}[l]);"));
         } else if stride.is(1) {
             let aligned = self.slot.facts.alignment(access, axis);
-            let _ = writeln!(self.text, "    store_lanes<{aligned}>({pointer}, {source});");
+            let _ = writeln!(self.text, "    store_global<{aligned}>({pointer}, {source});");
         } else {
             let stride = self.size(stride);
             let _ = writeln!(self.text, "    store_apart({pointer}, {stride}, {source});");

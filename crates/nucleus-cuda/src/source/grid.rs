@@ -12,7 +12,7 @@ pub struct Tiles {
     pub each: u32,
 }
 
-/// ⌈product of counts and a constant / a divisor⌉.
+/// ⌈product of counts and a constant / a divisor⌉, and further numbers that are added to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blocks {
     /// The constant.
@@ -21,15 +21,17 @@ pub struct Blocks {
     pub tiles: Vec<Tiles>,
     /// The divisor.
     pub divisor: u32,
+    /// What is added.
+    pub more: Vec<Blocks>,
 }
 
 impl Blocks {
     /// No blocks, or no bytes.
-    pub const NONE: Blocks = Blocks { factor: 0, tiles: Vec::new(), divisor: 1 };
+    pub const NONE: Blocks = Blocks { factor: 0, tiles: Vec::new(), divisor: 1, more: Vec::new() };
 
     /// A constant.
     pub fn constant(factor: u32) -> Blocks {
-        Blocks { factor, tiles: Vec::new(), divisor: 1 }
+        Blocks { factor, tiles: Vec::new(), divisor: 1, more: Vec::new() }
     }
 
     /// One for every point of a space.
@@ -37,7 +39,13 @@ impl Blocks {
         Blocks::constant(1).times(extents, 1)
     }
 
-    /// The product with ⌈product of `extents` / `each`⌉.
+    /// The sum with another number.
+    pub fn plus(mut self, other: Blocks) -> Blocks {
+        self.more.push(other);
+        self
+    }
+
+    /// The product with ⌈product of `extents` / `each`⌉. What was added is not multiplied.
     pub fn times(mut self, extents: &[Size], each: u32) -> Blocks {
         self.tiles.push(Tiles { extents: extents.to_vec(), each });
         self
@@ -59,7 +67,10 @@ impl Blocks {
             }
             total = total.checked_mul(extent.div_ceil(u128::from(tiles.each.max(1))))?;
         }
-        let total = total.div_ceil(u128::from(self.divisor.max(1)));
+        let mut total = total.div_ceil(u128::from(self.divisor.max(1)));
+        for more in &self.more {
+            total += u128::from(more.count(sizes)?);
+        }
         u64::try_from(total).ok().filter(|total| *total <= i64::MAX as u64)
     }
 }
@@ -73,7 +84,9 @@ pub struct Grid {
 
 /// A grid larger than a device takes.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("a launch needs {needed} blocks along axis {axis} of its grid; {limit} are possible: use smaller sizes")]
+#[error(
+    "a launch needs {needed} blocks along axis {axis} of its grid; {limit} are possible: use smaller sizes"
+)]
 pub struct GridError {
     axis: usize,
     needed: u64,

@@ -4,10 +4,19 @@
 //! includes. Nothing is left to include, so that NVRTC and the shim take the text as it is. Equal kernels give equal
 //! texts: the text's hash is the kernel's identity in caches and artifacts.
 
+mod attention;
+mod attention_grad;
+mod attention_operands;
+mod contraction;
+mod expert_choice;
 mod function;
 mod grid;
+mod invert_index;
 mod limits;
 mod map;
+mod pairs;
+mod row_reduction;
+mod segment_sum;
 mod space;
 mod templates;
 
@@ -70,10 +79,17 @@ pub fn kernel_source(
     facts: &Facts,
     architecture: Architecture,
 ) -> Result<KernelSource, SourceError> {
-    let _ = architecture;
     match &kernel.anchor {
         Anchor::Map(map) => map::source(kernel, map, facts),
-        other => Err(SourceError::Unsupported(other.name().to_owned())),
+        Anchor::Matmul(product) | Anchor::GroupedMatmul(product) => {
+            contraction::source(kernel, product, kernel.anchor.name(), facts, architecture)
+        }
+        Anchor::RowReduction(reduction) => row_reduction::source(kernel, reduction, facts),
+        Anchor::ExpertChoice(choice) => expert_choice::source(kernel, choice, facts),
+        Anchor::InvertIndex(invert) => invert_index::source(kernel, invert),
+        Anchor::SegmentSum(sum) => segment_sum::source(kernel, sum, facts),
+        Anchor::Attention(it) => attention::source(kernel, it, facts, architecture),
+        Anchor::AttentionGrad(it) => attention_grad::source(kernel, it, facts, architecture),
     }
 }
 

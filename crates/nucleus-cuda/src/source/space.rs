@@ -16,7 +16,8 @@ pub fn size(size: Size, names: &dyn Names) -> String {
 
 /// A function `name(args)` of type `u64`: the number of points of a space.
 pub fn count(name: &str, extents: &[Size], names: &dyn Names) -> String {
-    let product: Vec<String> = extents.iter().map(|extent| format!("u64({})", size(*extent, names))).collect();
+    let product: Vec<String> =
+        extents.iter().map(|extent| format!("u64({})", size(*extent, names))).collect();
     let product = if product.is_empty() { "1".to_owned() } else { product.join(" * ") };
     format!("DEVICE u64 {name}(const Arguments& args) {{ return {product}; }}\n")
 }

@@ -6,10 +6,12 @@ use nucleus_cuda::Architecture;
 use nucleus_plan::Plan;
 
 use crate::case::name_of;
-pub(crate) use crate::case::{
-    Case, DEFAULT, bindings, decode, encode, error, expected, noise, plan, tolerance_of,
-};
+pub(crate) use crate::case::{Case, DEFAULT, bindings, decode, encode, error, expected, plan, tolerance_of};
 use crate::shim::Program;
+
+/// Random functions that are compared: plans, each a program to compile, and functions of each.
+pub(crate) const RANDOM_PLANS: u32 = 1;
+pub(crate) const FUNCTIONS_OF_A_PLAN: usize = 10;
 
 /// Checks outputs against the interpreter, and that the order in which threads run changes no bit.
 pub(crate) fn check(case: &Case) {
@@ -23,8 +25,12 @@ pub(crate) fn check_plan(
     value: &dyn Fn(&str, usize) -> Option<f64>,
     tolerance: f64,
 ) {
-    let case = &Case { text: "", dims, value, tolerance };
-    let dims = bindings(dims);
+    check_on(Architecture::SM80, plan, &Case { text: "", dims, value, tolerance });
+}
+
+/// The same for the kernels of an architecture.
+pub(crate) fn check_on(architecture: Architecture, plan: &Plan, case: &Case) {
+    let dims = bindings(case.dims);
     let expected = expected(case, plan, &dims);
     let mut memory = HashMap::new();
     for (number, buffer) in plan.buffers.iter().enumerate() {
@@ -32,7 +38,7 @@ pub(crate) fn check_plan(
             memory.insert(number, encode(&expected.tensors[&name], buffer.dtype));
         }
     }
-    let program = Program::compile(plan, Architecture::SM80);
+    let program = Program::compile(plan, architecture);
     let mut first: Option<Vec<Vec<u8>>> = None;
     for seed in [1, 2] {
         let outputs = program.run(plan, &dims, &memory, seed).unwrap_or_else(|error| panic!("{error}"));

@@ -50,7 +50,8 @@ impl Program {
         let mut table = String::new();
         let (mut entries, mut count) = (Vec::new(), 0);
         for (number, source) in sources.iter().enumerate() {
-            let _ = write!(text, "\nnamespace k{number} {{\n#line 1 \"{}.cu\"\n{}}}\n", source.name, source.text);
+            let _ =
+                write!(text, "\nnamespace k{number} {{\n#line 1 \"{}.cu\"\n{}}}\n", source.name, source.text);
             let mut of_kernel = Vec::new();
             for function in &source.functions {
                 let name = function.name;
@@ -80,7 +81,13 @@ impl Program {
             let program = unique("exe");
             let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
             let output = Command::new(compiler)
-                .args(["-std=c++17", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"])
+                .args([
+                    "-std=c++17",
+                    "-O1",
+                    "-g1",
+                    "-fsanitize=address,undefined",
+                    "-fno-sanitize-recover=all",
+                ])
                 .args(["-fno-strict-aliasing", "-ffp-contract=off", "-Wno-unknown-pragmas", "-w"])
                 .arg("-I")
                 .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/shim"))

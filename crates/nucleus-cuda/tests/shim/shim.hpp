@@ -27,8 +27,10 @@
 
 #define NUCLEUS_SHIM 1
 #define DEVICE static inline
+#define METHOD inline
 #define UNROLL
 #define KERNEL static
+#define CONSTANT static const
 #define SHARED_MEMORY(name) unsigned char* const name = shim::shared_memory
 #define __launch_bounds__(...)
 #define __grid_constant__
@@ -425,6 +427,13 @@ inline int own_lane() { return int(running->number % WARP); }
 #define __ballot_sync(mask, value) shim::vote(__LINE__, mask, value)
 #define __any_sync(mask, value) (shim::vote(__LINE__, mask, value) != 0)
 #define __all_sync(mask, value) (shim::vote(__LINE__, mask, value) == (mask))
+
+// Fibres share one thread of the host.
+inline unsigned atomicAdd(unsigned* at, unsigned value) {
+    const unsigned before = *at;
+    *at += value;
+    return before;
+}
 
 // Matrix instructions; fragments as `ptx/matrix.cuh` describes them.
 namespace shim {

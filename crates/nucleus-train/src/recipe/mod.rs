@@ -131,7 +131,7 @@ pub enum DataKind {
 }
 
 /// `[objective]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Objective {
     /// Coefficient of the router z-loss.
     pub z_loss: f64,
@@ -139,6 +139,8 @@ pub struct Objective {
     pub wavelet: f64,
     /// Coefficient of the router rows' orthogonality update.
     pub orthogonality: f64,
+    /// Patterns of the weights that are routers.
+    pub routers: Vec<String>,
     /// How noise levels are drawn.
     pub timesteps: TimestepSampling,
 }

@@ -103,10 +103,14 @@ pub(super) fn data(table: &Table<'_>) -> Result<(DataRecipe, usize), RecipeError
     Ok((DataRecipe { kind, path }, batch))
 }
 
+/// The routers of Nucleus-Image.
+const ROUTERS: &str = "*.img_mlp.gate.weight";
+
 pub(super) const OBJECTIVE_KEYS: &[&str] = &[
     "z_loss",
     "wavelet",
     "orthogonality",
+    "routers",
     "logit_std",
     "uniform",
     "base_shift",
@@ -136,7 +140,9 @@ pub(super) fn objective(table: &Table<'_>) -> Result<Objective, RecipeError> {
             timesteps.base_tokens, timesteps.max_tokens
         )));
     }
-    Ok(Objective { z_loss, wavelet, orthogonality, timesteps })
+    let routers =
+        table.get("routers").map_or_else(|| Ok(vec![ROUTERS.to_owned()]), |patterns| patterns.strings())?;
+    Ok(Objective { z_loss, wavelet, orthogonality, routers, timesteps })
 }
 
 pub(super) const SCHEDULE_KEYS: &[&str] = &["kind", "warmup_steps"];

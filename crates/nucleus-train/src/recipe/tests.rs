@@ -22,6 +22,7 @@ flip = true
 z_loss = 1e-3
 wavelet = 0.1
 orthogonality = 1e-7
+routers = ["*.router"]
 logit_std = 0.5
 uniform = 0
 base_shift = 0.1
@@ -107,6 +108,7 @@ fn a_short_recipe_has_all_defaults() {
     assert_eq!(recipe.model.remat, Recompute::Nothing);
     assert_eq!(recipe.data, DataRecipe { kind: DataKind::Batches, path: PathBuf::from("dir/batches") });
     assert_eq!((recipe.objective.z_loss, recipe.objective.wavelet), (5e-7, 0.0));
+    assert_eq!(recipe.objective.routers, ["*.img_mlp.gate.weight"]);
     assert_eq!(recipe.objective.timesteps, TimestepSampling::default());
     assert_eq!(recipe.schedule.warmup_steps, 1000);
     assert_eq!(recipe.stages.steps(), 6);
@@ -125,6 +127,10 @@ fn every_key_is_read() {
     );
     assert_eq!(recipe.data.kind, DataKind::Shards { text_dropout: 0.25, flip: true });
     assert_eq!(recipe.data.path, Path::new("dir/../data"));
+    assert_eq!(
+        (recipe.objective.orthogonality, &recipe.objective.routers[..]),
+        (1e-7, &["*.router".to_owned()][..])
+    );
     assert_eq!(
         recipe.objective.timesteps,
         TimestepSampling {

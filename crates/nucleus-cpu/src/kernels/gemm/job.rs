@@ -6,6 +6,7 @@ use super::{Epilogue, PartLayout, Right, Run, Tile};
 use crate::kernels::element::{Operand, store_row};
 use crate::kernels::pack::{Matrix, Packing, PanelTile, SendPtr, TILE_DEPTH, pack_tile};
 use crate::kernels::partition::{Block, part, pieces};
+use crate::kernels::rows::RowSource;
 use crate::kernels::simd::{Ahead, CopyArgs, TileArgs, TileFn};
 use crate::threads::Worker;
 
@@ -32,8 +33,17 @@ pub(super) struct Round<'a> {
     pub(super) blocks: &'a [Block],
     pub(super) first: &'a Block,
     pub(super) rows: usize,
+    /// The rows' copy, if they are staged.
     pub(super) staged: SendPtr<u32>,
     pub(super) workers: usize,
+}
+
+/// Rows of A for a chunk of k.
+#[derive(Clone, Copy)]
+struct LeftChunk {
+    at: *const u32,
+    /// Words from one row to the next.
+    stride: usize,
 }
 
 /// A block of rows and a group of columns of a part.
@@ -253,6 +263,22 @@ impl Round<'_> {
         }
     }
 
+    /// The rows of a block from its row `row` on, at column `k` of A.
+    fn left(&self, block: &Block, row: usize, k: usize) -> LeftChunk {
+        let run = self.run;
+        match run.problem.products[block.product].a {
+            RowSource::Memory { data, row_stride, .. } if run.direct => {
+                let element = (block.product_row + row) * row_stride + k;
+                LeftChunk { at: data.cast::<u32>().wrapping_add(element), stride: row_stride }
+            }
+            _ => {
+                let row = block.first_row - self.first.first_row + row;
+                let at = run.staged.at(self.staged.get(), (row, self.rows), k);
+                LeftChunk { at, stride: run.staged.stride }
+            }
+        }
+    }
+
     /// The right operand of a step.
     fn right_factor(&self, job: &Job, steps: &Steps, step: Step) -> RightChunk {
         let part = &self.run.problem.parts[job.part];
@@ -334,7 +360,6 @@ impl Round<'_> {
         let words = staged.words_of(range.len());
         let chunk = self.right_factor(job, steps, step);
         let packing = run.problem.parts[job.part].packing;
-        let first_row = job.block.first_row - self.first.first_row;
         // SAFETY: the part of b is whole, and strips lie within the staged rows and the sums. Fetching ahead reads nothing.
         unsafe {
             let b = self.packed(&chunk, job.part, worker);
@@ -345,11 +370,11 @@ impl Round<'_> {
                 if std::ptr::eq(tiles, run.kernels.widening_tiles) { words / 2 } else { words }.max(1);
             let share = (b_rows * layout.row_bytes).div_ceil(strips.len() * fetches);
             let place = step.segment * steps.panels + step.panel;
-            let a_share = match staged.chunks > 1 {
+            let a_share = match staged.chunks > 1 && !run.direct {
                 true => part(4 * staged.stride, steps.segments * steps.panels, place),
                 false => 0..0,
             };
-            let mut row = first_row;
+            let mut row = 0;
             let mut to = sums;
             for (strip, &rows) in strips.iter().enumerate() {
                 if strip < job.skipped {
@@ -357,7 +382,7 @@ impl Round<'_> {
                     to = to.add(rows * row_stride);
                     continue;
                 }
-                let a = staged.at(self.staged.get(), (row, self.rows), range.start);
+                let left = self.left(job.block, row, range.start);
                 let next_b = match next {
                     RightChunk::Packed(next) => {
                         Ahead { at: next.wrapping_add(strip * fetches * share), stride: share }
@@ -371,8 +396,11 @@ impl Round<'_> {
                 let second = if steps.panel_by_panel {
                     // A row of B may be two lines, and A stays in the cache.
                     Ahead { at: next_b.at.wrapping_add(next_b.stride / 2), stride: next_b.stride }
+                } else if run.direct {
+                    next_b
                 } else {
-                    let next_a = staged.next_chunk(self.staged.get(), (row, self.rows), range.start);
+                    let staged_row = job.block.first_row - self.first.first_row + row;
+                    let next_a = staged.next_chunk(self.staged.get(), (staged_row, self.rows), range.start);
                     Ahead {
                         at: next_a.cast::<u8>().wrapping_add(rows * a_share.start),
                         stride: (rows * a_share.len()).div_ceil(fetches),
@@ -380,8 +408,8 @@ impl Round<'_> {
                 };
                 tiles[rows - 1](&TileArgs {
                     steps: words,
-                    a,
-                    a_stride: staged.stride,
+                    a: left.at,
+                    a_stride: left.stride,
                     b,
                     c: to,
                     c_stride: row_stride,
