@@ -26,6 +26,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -77,6 +78,8 @@ struct Stream {
     std::deque<std::pair<uint64_t, Work>> queue;
     uint64_t put = 0, done = 0;
     bool capturing = false, invalid = false;
+    // The thread that captures.
+    std::thread::id thread;
     std::vector<Work> captured;
 };
 
@@ -174,11 +177,11 @@ struct Call {
         if (!current) misuse("a call on a thread without a context");
         return driver().broken;
     }
-    // What may not be done while a stream is captured ends the capture.
+    // What a thread may not do while it captures a stream ends the capture.
     bool capturing() {
         bool any = false;
         for (Stream* stream : driver().streams) {
-            if (stream->capturing) any = stream->invalid = true;
+            if (stream->capturing && stream->thread == std::this_thread::get_id()) any = stream->invalid = true;
         }
         return any;
     }
@@ -570,10 +573,12 @@ int cuStreamSynchronize(Stream* stream) {
     return driver().broken;
 }
 
-int cuStreamBeginCapture_v2(Stream* stream, int) {
+int cuStreamBeginCapture_v2(Stream* stream, int mode) {
     CONTEXT;
     if (stream->capturing) return INVALID_VALUE;
+    if (mode != 1) misuse("a capture that other threads disturb");
     stream->capturing = true;
+    stream->thread = std::this_thread::get_id();
     stream->invalid = false;
     stream->captured.clear();
     ++driver().captures;
