@@ -103,8 +103,12 @@ fn exercise(path: &Path) {
         if !plan.weights.is_empty() {
             continue;
         }
-        let options =
-            SessionOptions { threads: Some(1), memory_limit: Some(16 << 20), extras: Extras::Allow };
+        let options = SessionOptions {
+            threads: Some(1),
+            memory_limit: Some(16 << 20),
+            extras: Extras::Allow,
+            ..SessionOptions::default()
+        };
         let dims: Bindings = plan.dims.iter().zip([2, 5]).map(|(dim, size)| (dim.as_str(), size)).collect();
         let ones: Bindings = plan.dims.iter().map(|dim| (dim.as_str(), 1)).collect();
         let light = work(&plan, &dims) < 1 << 24 && work(&plan, &ones) < 1 << 24;

@@ -137,8 +137,8 @@ impl Backend {
         for rate in Rate::ALL {
             let mut memory = Memory::new(bound.arena_bytes(rate))?;
             let pointer = memory.pointer(DType::Bool);
-            bound
-                .place_arena(self.program.plan(), rate, pointer.data, pointer.bytes, table)
+            table
+                .place_arena(self.program.plan(), bound, rate, pointer.data, pointer.bytes)
                 .map_err(|error| error.to_string())?;
             arenas.push(memory);
         }

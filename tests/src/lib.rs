@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod evaluation;
+pub mod fake_cuda;
 pub mod gradients;
 pub mod parity;
 pub mod scalars;

@@ -7,5 +7,6 @@ pub mod kernels;
 pub mod program;
 pub mod threads;
 
-pub use executor::{BindError, BoundPlan, BufferPointer, BufferTable, CompileError, ExecuteError, Profile};
+pub use executor::{BufferPointer, BufferTable, CompileError, ExecuteError};
+pub use nucleus_plan::{BindError, BoundPlan, Profile};
 pub use program::{CpuProgram, Options, PackSource, WeightUse};

@@ -4,16 +4,17 @@ use std::collections::{BTreeMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nucleus_ir::{Bindings, DType, Dim, Rate};
-use nucleus_plan::{Anchor, BufferId, Contraction, Kernel, KernelId, Launch, Place, Plan, Size};
+use nucleus_plan::bounds::{points, range};
+use nucleus_plan::{
+    Anchor, BindError, BoundPlan, BufferId, Contraction, Kernel, KernelId, Place, Plan, Size,
+};
 
 use crate::buffer::{AlignedBuffer, OutOfMemory};
 use crate::codegen::{Code, Jit};
 use crate::executor::compiled::{CompiledKernel, Source, compile_kernel, element};
 use crate::executor::pack::{FactorSizes, PackJob, RightFactor, pack_items};
 use crate::executor::slots::slots;
-use crate::executor::{
-    BindError, BoundAccess, BoundPlan, BufferPointer, BufferTable, CompileError, ExecuteError, points, range,
-};
+use crate::executor::{BoundAccess, BufferPointer, BufferTable, CompileError, ExecuteError, bind};
 use crate::kernels::{Element, Isa, Operand, Packing};
 use crate::threads::Threads;
 
@@ -215,7 +216,7 @@ impl CpuProgram {
     /// # Errors
     /// See [`BoundPlan::new`].
     pub fn bind(&self, dims: &Bindings) -> Result<BoundPlan, BindError> {
-        BoundPlan::new(&self.plan, dims, self.memory_limit)
+        bind(&self.plan, dims, self.memory_limit)
     }
 
     /// How each weight is used, in the order of the plan's buffers. Weights that no launch uses are absent.
@@ -467,31 +468,7 @@ fn operand_uses(plan: &Plan, launch: usize, packs: &[Option<usize>]) -> Vec<bool
 /// Launches must fit their kernels in number and type of operands and sizes.
 fn check_launches(plan: &Plan) -> Result<(), CompileError> {
     for (number, launch) in plan.launches.iter().enumerate() {
-        check_launch(plan, launch).map_err(|why| CompileError::Launch { launch: number, why })?;
-    }
-    Ok(())
-}
-
-fn check_launch(plan: &Plan, launch: &Launch) -> Result<(), String> {
-    let Some(kernel) = plan.kernels.get(launch.kernel.0 as usize) else {
-        return Err(format!("there is no kernel {}", launch.kernel.0));
-    };
-    let (given, wanted) = (launch.operands.len(), kernel.operands.len());
-    if given != wanted {
-        return Err(format!("{given} operands for a kernel of {wanted}"));
-    }
-    let (given, wanted) = (launch.sizes.len(), kernel.size_args as usize);
-    if given != wanted {
-        return Err(format!("{given} sizes for a kernel of {wanted}"));
-    }
-    for (position, (&buffer, operand)) in launch.operands.iter().zip(&kernel.operands).enumerate() {
-        match plan.buffers.get(buffer.0 as usize) {
-            Some(buffer) if buffer.dtype == operand.dtype => {}
-            Some(buffer) => {
-                return Err(format!("operand {position} is {}, its buffer {}", operand.dtype, buffer.dtype));
-            }
-            None => return Err(format!("there is no buffer {}", buffer.0)),
-        }
+        plan.check_launch(launch).map_err(|why| CompileError::Launch { launch: number, why })?;
     }
     Ok(())
 }

@@ -78,8 +78,48 @@ impl Plan {
         &self.kernels[id.0 as usize]
     }
 
+    /// Anchor and scope of a launch, for messages.
+    pub fn describe(&self, launch: &Launch) -> String {
+        let anchor = self.kernel(launch.kernel).anchor.name();
+        match &launch.scope {
+            Some(scope) => format!("{anchor} of `{scope}`"),
+            None => anchor.to_owned(),
+        }
+    }
+
     /// A buffer.
     pub fn buffer(&self, id: BufferId) -> &Buffer {
         &self.buffers[id.0 as usize]
+    }
+
+    /// Checks that a launch fits its kernel in number and type of operands and sizes.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub fn check_launch(&self, launch: &Launch) -> Result<(), String> {
+        let Some(kernel) = self.kernels.get(launch.kernel.0 as usize) else {
+            return Err(format!("there is no kernel {}", launch.kernel.0));
+        };
+        let (given, wanted) = (launch.operands.len(), kernel.operands.len());
+        if given != wanted {
+            return Err(format!("{given} operands for a kernel of {wanted}"));
+        }
+        let (given, wanted) = (launch.sizes.len(), kernel.size_args as usize);
+        if given != wanted {
+            return Err(format!("{given} sizes for a kernel of {wanted}"));
+        }
+        for (position, (&buffer, operand)) in launch.operands.iter().zip(&kernel.operands).enumerate() {
+            match self.buffers.get(buffer.0 as usize) {
+                Some(buffer) if buffer.dtype == operand.dtype => {}
+                Some(buffer) => {
+                    return Err(format!(
+                        "operand {position} is {}, its buffer {}",
+                        operand.dtype, buffer.dtype
+                    ));
+                }
+                None => return Err(format!("there is no buffer {}", buffer.0)),
+            }
+        }
+        Ok(())
     }
 }

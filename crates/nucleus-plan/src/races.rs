@@ -8,7 +8,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use crate::kernel::{Anchor, Kernel, OperandMode, PartSlot};
+use crate::bounds::{Space, spaces};
+use crate::kernel::{Anchor, Kernel, OperandMode};
 use crate::scalar::{Access, Step};
 
 /// The most remainders kept, and the most values tried for a coordinate.
@@ -57,15 +58,9 @@ struct Term {
 /// # Errors
 /// The slot and what is wrong, where points meet or where that cannot be ruled out.
 pub fn check_races(kernel: &Kernel, sizes: &[i64], budget: &mut usize) -> Result<(), (String, String)> {
-    let slots = kernel.anchor.slots();
+    let spaces = spaces(&kernel.anchor, sizes);
     let mut places: BTreeMap<u32, Vec<Place>> = BTreeMap::new();
-    for (number, (name, extents, function)) in slots.iter().enumerate() {
-        let mut extents: Vec<i64> = extents.iter().map(|extent| extent.value(sizes)).collect();
-        if let Anchor::Matmul(c) | Anchor::GroupedMatmul(c) = &kernel.anchor
-            && let (Some((part, PartSlot::Right)), Some(last)) = (c.part_of(name), extents.last_mut())
-        {
-            *last = part.columns.value(sizes).saturating_mul(i64::from(part.segments));
-        }
+    for (number, Space { extents, function, .. }) in spaces.iter().enumerate() {
         if extents.iter().any(|extent| *extent <= 0) {
             continue;
         }
@@ -95,8 +90,8 @@ pub fn check_races(kernel: &Kernel, sizes: &[i64], budget: &mut usize) -> Result
         }
     }
     whole_operands(kernel, &places)?;
-    let name = |slot: usize| slots[slot].0.clone();
-    let axes = |slot: usize| slots[slot].1.len();
+    let name = |slot: usize| spaces[slot].slot.clone();
+    let axes = |slot: usize| spaces[slot].extents.len();
     for (operand, mut places) in places {
         if !places.iter().any(|place| place.store) {
             continue;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nucleus_passes::elaborate::ConfigValue;
 use nucleus_passes::remat::Policy;
-use nucleus_runtime::{Checkpoint, Model, ModelError, config_json};
+use nucleus_runtime::{Checkpoint, Gpu, Model, ModelError, config_json};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
@@ -79,6 +79,14 @@ pub struct Assembled {
 /// # Errors
 /// A part of the recipe does not fit the others, or a file cannot be read.
 pub fn assemble(recipe: &Recipe) -> Result<Assembled, AssembleError> {
+    assemble_on(recipe, None)
+}
+
+/// [`assemble`] with an engine on a GPU, if one is given.
+///
+/// # Errors
+/// As for [`assemble`], or the GPU fails.
+pub fn assemble_on(recipe: &Recipe, gpu: Option<&Gpu>) -> Result<Assembled, AssembleError> {
     let mut model = model(recipe.model.ir.as_deref())?;
     let (config_path, checkpoint) = match &recipe.model.start {
         Start::Checkpoint(path) => {
@@ -105,7 +113,7 @@ pub fn assemble(recipe: &Recipe) -> Result<Assembled, AssembleError> {
         orthogonality: objective.orthogonality,
         routers: objective.routers.clone(),
     };
-    let mut engine = GraphEngine::new(model, &recipe.groups, options, recipe.run.threads)?;
+    let mut engine = GraphEngine::with_gpu(model, &recipe.groups, options, recipe.run.threads, gpu)?;
     match (&recipe.model.start, checkpoint) {
         (Start::Fresh { seed, zero_init, .. }, _) => fresh(engine.parameters_mut(), zero_init, *seed),
         (Start::Checkpoint(_), Some(checkpoint)) => from_checkpoint(engine.parameters_mut(), &checkpoint)?,

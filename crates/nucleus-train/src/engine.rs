@@ -55,7 +55,15 @@ pub trait Engine {
     /// The engine failed.
     fn first_non_finite(&mut self) -> Result<Option<NonFinite>, EngineError>;
 
-    /// Everything that a checkpoint keeps.
+    /// Brings what [`state`](Engine::state) shows up to date, where it is computed elsewhere.
+    ///
+    /// # Errors
+    /// The engine failed.
+    fn fetch(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    /// Everything that a checkpoint keeps, as of the last [`fetch`](Engine::fetch).
     fn state(&self) -> State<'_>;
 
     /// The same, to be overwritten when a run goes on. What the engine derives from the weights it must derive again afterwards.

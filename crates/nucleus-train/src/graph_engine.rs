@@ -8,7 +8,8 @@ use nucleus_passes::elaborate::ConfigValue;
 use nucleus_passes::pipeline::CompileOptions;
 use nucleus_passes::remat::{Policy, Remat};
 use nucleus_plan::Plan;
-use nucleus_runtime::routine::{Arguments, Routine, RoutineError};
+use nucleus_runtime::gpu::{CudaError, Gpu};
+use nucleus_runtime::routine::{Arguments, Backend, Routine, RoutineError};
 use nucleus_runtime::{HostTensor, Model, ModelError, Profile, TensorError, TensorMap, Threads};
 use thiserror::Error;
 
@@ -16,7 +17,7 @@ use crate::data::Batch;
 use crate::engine::{Engine, EngineError, Losses, NonFinite, State, StateMut, StateTensor};
 use crate::groups::{Group, GroupError, Optimizer, WeightInfo, assign, matches};
 use crate::optimizers::{OptimizerError, Optimizers};
-use crate::parameters::{ParameterMemoryError, Parameters, split};
+use crate::parameters::{FreshError, ParameterMemoryError, Parameters, split};
 use crate::recipe::Stage;
 
 /// The entry that is differentiated.
@@ -68,6 +69,9 @@ pub enum GraphEngineError {
         /// Its type.
         ty: String,
     },
+    /// The GPU failed, or its memory is too small.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     /// The capacity factors of a stage do not fit the model.
     #[error("{0}")]
     Capacity(String),
@@ -76,6 +80,15 @@ pub enum GraphEngineError {
 impl From<RoutineError> for GraphEngineError {
     fn from(error: RoutineError) -> GraphEngineError {
         GraphEngineError::Loss(Box::new(error))
+    }
+}
+
+impl From<FreshError> for GraphEngineError {
+    fn from(error: FreshError) -> GraphEngineError {
+        match error {
+            FreshError::Host(error) => error.into(),
+            FreshError::Device(error) => error.into(),
+        }
     }
 }
 
@@ -113,6 +126,7 @@ pub struct GraphEngine {
     groups: Vec<Group>,
     options: LossOptions,
     threads: Threads,
+    backend: Backend,
     parameters: Parameters,
     optimizers: Optimizers,
     /// The one in use last.
@@ -139,14 +153,32 @@ impl GraphEngine {
         options: LossOptions,
         threads: Option<usize>,
     ) -> Result<GraphEngine, GraphEngineError> {
+        GraphEngine::with_gpu(model, groups, options, threads, None)
+    }
+
+    /// [`GraphEngine::new`] on a GPU, if one is given: weights, gradients and state lie in its memory.
+    ///
+    /// # Errors
+    /// As for [`GraphEngine::new`], or the GPU fails.
+    pub fn with_gpu(
+        model: Model,
+        groups: &[Group],
+        options: LossOptions,
+        threads: Option<usize>,
+        gpu: Option<&Gpu>,
+    ) -> Result<GraphEngine, GraphEngineError> {
         let threads =
             Threads::new(threads.unwrap_or(0)).map_err(|source| RoutineError::Compile(source.into()))?;
+        let backend = gpu.map_or_else(|| Backend::from(&threads), Backend::from);
         let plan = loss_plan(&model, &options)?;
         let weights = weight_infos(&plan)?;
         let assignment = assign(groups, &weights)?;
-        let parameters = Parameters::new(&weights, groups, &assignment)?;
-        let optimizers = Optimizers::new(&parameters, groups, &threads)?;
-        let routine = Routine::new(plan, &threads, None)?;
+        let mut parameters = Parameters::new(&weights, groups, &assignment)?;
+        if let Some(gpu) = gpu {
+            parameters.move_to(gpu)?;
+        }
+        let optimizers = Optimizers::new(&parameters, groups, &backend)?;
+        let routine = Routine::new(plan, &backend, None)?;
         let gradient_names =
             parameters.by_memory().iter().map(|parameter| gradient_name(&parameter.info.name)).collect();
         Ok(GraphEngine {
@@ -154,6 +186,7 @@ impl GraphEngine {
             groups: groups.to_vec(),
             options,
             threads,
+            backend,
             parameters,
             optimizers,
             programs: vec![Program { capacity: None, routine }],
@@ -165,13 +198,14 @@ impl GraphEngine {
         })
     }
 
-    /// The parameters.
+    /// The parameters. On a GPU what they hold in host memory is of the last [`Engine::fetch`].
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
     }
 
     /// The same, to be set.
     pub fn parameters_mut(&mut self) -> &mut Parameters {
+        self.parameters.touch();
         &mut self.parameters
     }
 
@@ -196,6 +230,23 @@ impl GraphEngine {
     /// The worker threads.
     pub fn threads(&self) -> &Threads {
         &self.threads
+    }
+
+    /// The GPU, if it is on one.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        match &self.backend {
+            Backend::Cpu(_) => None,
+            Backend::Cuda(gpu) => Some(gpu),
+        }
+    }
+
+    /// Waits for what was put into the stream of a GPU.
+    ///
+    /// # Errors
+    /// Something in it failed.
+    pub fn wait(&self) -> Result<(), EngineError> {
+        let waited = self.gpu().map_or(Ok(()), |gpu| gpu.stream().synchronize());
+        Ok(waited.map_err(GraphEngineError::from)?)
     }
 
     /// The compiled loss in use, which knows the sizes that it ran at last and the machine's limit.
@@ -243,8 +294,9 @@ impl GraphEngine {
         let mut values = vec![0.0f32; names.len()];
         // The first gradients of a step are written where they are summed.
         let direct = self.untouched && scale == 1.0;
-        if !direct && self.fresh.is_empty() {
-            self.fresh = zeros("gradients of a microbatch", self.parameters.gradients.len())?;
+        self.parameters.give()?;
+        if !direct {
+            self.parameters.reserve_fresh(&mut self.fresh)?;
         }
         let mut arguments = Arguments::new();
         for (name, tensor) in inputs.iter() {
@@ -266,9 +318,11 @@ impl GraphEngine {
             inputs.iter().find(|(_, tensor)| !finite && !is_finite(tensor)).map(|(name, _)| name.clone());
         if !direct {
             if self.untouched {
-                self.parameters.gradients.fill(0.0);
+                self.parameters.clear_gradients()?;
             }
-            self.optimizers.accumulate(&mut self.parameters.gradients, &self.fresh, scale as f32)?;
+            let elements = self.parameters.total();
+            let (sum, fresh) = self.parameters.sum_and_fresh(&self.fresh);
+            self.optimizers.accumulate(sum, fresh, elements, scale as f32)?;
         }
         self.untouched = false;
         let coefficient = |name: &str| {
@@ -294,7 +348,7 @@ impl GraphEngine {
         }
         let plan = loss_plan(&self.model, &self.options);
         self.model.set_config(original);
-        let routine = Routine::new(plan?, &self.threads, None)?;
+        let routine = Routine::new(plan?, &self.backend, None)?;
         if self.programs.len() >= KEPT_PROGRAMS {
             self.programs.remove(0);
         }
@@ -317,7 +371,7 @@ impl GraphEngine {
             .collect();
         for (range, shape) in routers {
             let [rows, columns] = shape[..] else { continue };
-            let router = &mut self.parameters.values[range];
+            let router = self.parameters.bucket(range).weight;
             self.optimizers.orthogonalize(router, rows, columns, self.options.orthogonality * lr_factor)?;
         }
         Ok(())
@@ -375,11 +429,13 @@ impl Engine for GraphEngine {
     }
 
     fn gradient_norm(&mut self) -> Result<f64, EngineError> {
+        self.parameters.give().map_err(GraphEngineError::from)?;
         let sum = self.optimizers.sum_of_squares(&self.parameters).map_err(GraphEngineError::from)?;
         Ok(sum.sqrt())
     }
 
     fn update(&mut self, step: u64, lr_factor: f64, gradient_scale: f64) -> Result<(), EngineError> {
+        self.parameters.give().map_err(GraphEngineError::from)?;
         self.optimizers
             .update(&mut self.parameters, &self.groups, step, lr_factor, gradient_scale)
             .map_err(GraphEngineError::from)?;
@@ -387,6 +443,7 @@ impl Engine for GraphEngine {
     }
 
     fn first_non_finite(&mut self) -> Result<Option<NonFinite>, EngineError> {
+        self.fetch()?;
         if let Some(name) = self.parameters.first_non_finite_weight() {
             return Ok(Some(NonFinite::Weight(name.to_owned())));
         }
@@ -398,6 +455,10 @@ impl Engine for GraphEngine {
             return Ok(Some(NonFinite::Loss(part.clone())));
         }
         Ok(self.parameters.first_non_finite_gradient().map(|name| NonFinite::Gradient(name.to_owned())))
+    }
+
+    fn fetch(&mut self) -> Result<(), EngineError> {
+        Ok(self.parameters.fetch().map_err(GraphEngineError::from)?)
     }
 
     fn state(&self) -> State<'_> {
@@ -421,6 +482,7 @@ impl Engine for GraphEngine {
     }
 
     fn state_mut(&mut self) -> StateMut<'_> {
+        self.parameters.touch();
         let names = state_names(&self.parameters, &self.groups);
         let list = self.parameters.list().to_vec();
         let Parameters { values, first, second, .. } = &mut self.parameters;
@@ -539,12 +601,4 @@ fn inputs(
 
 fn is_finite(tensor: &HostTensor) -> bool {
     !tensor.dtype().is_float() || tensor.to_f32_vec().iter().all(|value| value.is_finite())
-}
-
-fn zeros(what: &'static str, elements: usize) -> Result<Vec<f32>, ParameterMemoryError> {
-    let mut memory = Vec::new();
-    let full = |_| ParameterMemoryError { what, elements, bytes: elements.saturating_mul(4) };
-    memory.try_reserve_exact(elements).map_err(full)?;
-    memory.resize(elements, 0.0);
-    Ok(memory)
 }

@@ -5,8 +5,8 @@ use std::collections::btree_map::Entry;
 
 use nucleus_ir::DType;
 use nucleus_passes::pipeline::CompileOptions;
-use nucleus_runtime::routine::{Arguments, Routine, RoutineError};
-use nucleus_runtime::{Model, ModelError, ModelText, Threads};
+use nucleus_runtime::routine::{Arguments, Backend, Routine, RoutineError, TensorMut, TensorRef};
+use nucleus_runtime::{Model, ModelError, ModelText};
 use thiserror::Error;
 
 use crate::groups::{AdamW, AdjustLr, Group, MatrixLayout, Muon, Optimizer};
@@ -57,7 +57,7 @@ struct MuonKey {
 
 /// Compiled optimisers for the buckets of some parameters.
 pub struct Optimizers {
-    threads: Threads,
+    backend: Backend,
     sum_of_squares: Routine,
     accumulate: Routine,
     adamw: Routine,
@@ -74,13 +74,14 @@ impl Optimizers {
     pub fn new(
         parameters: &Parameters,
         groups: &[Group],
-        threads: &Threads,
+        backend: impl Into<Backend>,
     ) -> Result<Optimizers, OptimizerError> {
+        let backend = backend.into();
         let mut optimizers = Optimizers {
-            threads: threads.clone(),
-            sum_of_squares: routine(GRADIENTS, "sum_of_squares", &[], threads)?,
-            accumulate: routine(GRADIENTS, "accumulate", &[], threads)?,
-            adamw: routine(ADAMW, "update", &[], threads)?,
+            sum_of_squares: routine(GRADIENTS, "sum_of_squares", &[], &backend)?,
+            accumulate: routine(GRADIENTS, "accumulate", &[], &backend)?,
+            adamw: routine(ADAMW, "update", &[], &backend)?,
+            backend,
             muon: BTreeMap::new(),
             orthogonality: BTreeMap::new(),
         };
@@ -92,7 +93,7 @@ impl Optimizers {
             for (count, _) in chunks(bucket, &layout) {
                 let key = MuonKey::new(count, &layout, muon);
                 if let Entry::Vacant(place) = optimizers.muon.entry(key) {
-                    place.insert(routine(MUON, "update", &key.settings(), threads)?);
+                    place.insert(routine(MUON, "update", &key.settings(), &optimizers.backend)?);
                 }
             }
         }
@@ -105,27 +106,28 @@ impl Optimizers {
     /// A launch failed.
     pub fn sum_of_squares(&mut self, parameters: &Parameters) -> Result<f64, OptimizerError> {
         let mut sum = 0.0f32;
-        let rows = (parameters.gradients.len() / ROW) as i64;
+        let rows = (parameters.total() / ROW) as i64;
         if rows == 0 {
             return Ok(0.0);
         }
         let mut arguments = Arguments::new();
-        arguments.input("gradient", parameters.gradients.as_slice()).output("sum", &mut sum);
+        arguments.input("gradient", parameters.all_gradients()).output("sum", &mut sum);
         run(GRADIENTS.0, &mut self.sum_of_squares, &[("N".to_owned(), rows)], &mut arguments)?;
         Ok(f64::from(sum))
     }
 
-    /// sum ← sum + scale · gradient.
+    /// sum ← sum + scale · gradient, both of that many elements.
     ///
     /// # Errors
     /// A launch failed.
     pub fn accumulate(
         &mut self,
-        sum: &mut [f32],
-        gradient: &[f32],
+        sum: TensorMut<'_>,
+        gradient: TensorRef<'_>,
+        elements: usize,
         scale: f32,
     ) -> Result<(), OptimizerError> {
-        let elements = sum.len() as i64;
+        let elements = elements as i64;
         let mut arguments = Arguments::new();
         arguments.output("sum", sum).input("gradient", gradient).input("scale", &scale);
         run(GRADIENTS.0, &mut self.accumulate, &[("N".to_owned(), elements)], &mut arguments)
@@ -182,11 +184,12 @@ impl Optimizers {
             ("weight_decay", adamw.weight_decay as f32),
         ];
         let mut arguments = Arguments::new();
-        arguments
-            .output("weight", &mut parameters.values[range.clone()])
-            .output("first_moment", &mut parameters.first[range.clone()])
-            .output("second_moment", &mut parameters.second[range.clone()])
-            .input("gradient", &parameters.gradients[range.clone()]);
+        let memory = parameters.bucket(range.clone());
+        arguments.output("weight", memory.weight).output("first_moment", memory.first);
+        arguments.input("gradient", memory.gradient);
+        if let Some(second) = memory.second {
+            arguments.output("second_moment", second);
+        }
         for (name, value) in &scalars {
             arguments.input(name, value);
         }
@@ -211,10 +214,9 @@ impl Optimizers {
         for (count, range) in chunks(bucket, &layout) {
             let Some(routine) = self.muon.get_mut(&MuonKey::new(count, &layout, muon)) else { continue };
             let mut arguments = Arguments::new();
-            arguments
-                .output("weight", &mut parameters.values[range.clone()])
-                .output("momentum_buffer", &mut parameters.first[range.clone()])
-                .input("gradient", &parameters.gradients[range]);
+            let memory = parameters.bucket(range);
+            arguments.output("weight", memory.weight).output("momentum_buffer", memory.first);
+            arguments.input("gradient", memory.gradient);
             for (name, value) in &scalars {
                 arguments.input(name, value);
             }
@@ -229,7 +231,7 @@ impl Optimizers {
     /// The program does not compile, or a launch failed.
     pub fn orthogonalize(
         &mut self,
-        router: &mut [f32],
+        router: TensorMut<'_>,
         rows: usize,
         columns: usize,
         coefficient: f64,
@@ -237,7 +239,7 @@ impl Optimizers {
         let shape = (rows, columns);
         if !self.orthogonality.contains_key(&shape) {
             let settings = [("rows", rows.to_string()), ("columns", columns.to_string())];
-            let made = routine(ORTHOGONALITY, "update", &settings, &self.threads)?;
+            let made = routine(ORTHOGONALITY, "update", &settings, &self.backend)?;
             self.orthogonality.insert(shape, made);
         }
         let Some(routine) = self.orthogonality.get_mut(&shape) else { return Ok(()) };
@@ -300,7 +302,7 @@ fn routine(
     (name, text): (&'static str, &'static str),
     entry: &str,
     settings: &[(&str, String)],
-    threads: &Threads,
+    backend: &Backend,
 ) -> Result<Routine, OptimizerError> {
     let model = || -> Result<nucleus_plan::Plan, ModelError> {
         let text = ModelText { main: (name.to_owned(), text.to_owned()), modules: Vec::new() };
@@ -312,7 +314,7 @@ fn routine(
         model.compile_with(entry, &CompileOptions { dtype: DType::F32, ..CompileOptions::default() }, &mut ())
     };
     let plan = model().map_err(|source| OptimizerError::Model { name, source })?;
-    Routine::new(plan, threads, None)
+    Routine::new(plan, backend, None)
         .map_err(|source| OptimizerError::Routine { name, source: Box::new(source) })
 }
 

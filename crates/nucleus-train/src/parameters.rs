@@ -2,10 +2,16 @@
 //!
 //! All weights under AdamW with the same numbers lie behind one another, and so do weights of one shape under Muon: an optimiser moves a
 //! whole *bucket* at a time. Everything is f32. What products want in bf16 is rounded where it is packed.
+//!
+//! On a GPU the same pieces lie in its memory, where they stay from step to step; those in host memory are copies, brought up to date when
+//! somebody asks ([`Parameters::fetch`], [`Parameters::give`]).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use nucleus_ir::DType;
+use nucleus_runtime::gpu::{CudaError, DeviceMemory, Gpu, Transfer};
+use nucleus_runtime::routine::{TensorMut, TensorRef};
 use thiserror::Error;
 
 use crate::groups::{Assignment, Group, MatrixLayout, Optimizer, WeightInfo};
@@ -23,6 +29,17 @@ pub struct ParameterMemoryError {
     pub elements: usize,
     /// Their size.
     pub bytes: usize,
+}
+
+/// Why there is no memory for the gradients of a microbatch.
+#[derive(Debug, Error)]
+pub enum FreshError {
+    /// On this computer.
+    #[error(transparent)]
+    Host(#[from] ParameterMemoryError),
+    /// On the GPU.
+    #[error(transparent)]
+    Device(#[from] CudaError),
 }
 
 /// Where one weight lies.
@@ -55,14 +72,45 @@ pub struct Slot<'a> {
     /// The weight's name.
     pub name: &'a str,
     /// The weight.
-    pub weight: &'a [f32],
+    pub weight: TensorRef<'a>,
     /// Its gradient.
-    pub gradient: &'a mut [f32],
+    pub gradient: TensorMut<'a>,
+}
+
+/// A bucket's memory, as the routine that moves it takes it.
+#[derive(Debug)]
+pub struct BucketMemory<'a> {
+    /// The weights.
+    pub weight: TensorMut<'a>,
+    /// Their gradients.
+    pub gradient: TensorRef<'a>,
+    /// First moments or momentum.
+    pub first: TensorMut<'a>,
+    /// Second moments, under AdamW.
+    pub second: Option<TensorMut<'a>>,
+}
+
+/// The pieces in a GPU's memory.
+#[derive(Debug)]
+struct OnDevice {
+    gpu: Gpu,
+    transfer: Transfer,
+    values: DeviceMemory,
+    gradients: DeviceMemory,
+    first: DeviceMemory,
+    second: DeviceMemory,
+    /// Gradients of a microbatch, once a step has several.
+    fresh: DeviceMemory,
+    /// The copies in host memory have been changed.
+    host_newer: bool,
+    /// The pieces here have been changed.
+    device_newer: bool,
 }
 
 /// Weights, gradients and state. See the [module documentation](self).
 #[derive(Debug)]
 pub struct Parameters {
+    device: Option<OnDevice>,
     parameters: Vec<Parameter>,
     buckets: Vec<Bucket>,
     /// Elements under AdamW, which come first.
@@ -129,6 +177,7 @@ impl Parameters {
             .map(|((info, assigned), range)| Parameter { info: info.clone(), group: assigned.group, range });
         let total = end.next_multiple_of(ROW);
         Ok(Parameters {
+            device: None,
             parameters: parameters.collect(),
             buckets,
             adamw,
@@ -171,18 +220,200 @@ impl Parameters {
         list
     }
 
-    /// Every weight with the memory of its gradient, in the order of memory: here, or in `elsewhere`, which is as long as the gradients.
+    /// Elements of the longest piece: all weights and what fills up the last row.
+    pub fn total(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Every weight with the memory of its gradient, in the order of memory: here, or in `elsewhere`, which is as long as the gradients. On
+    /// a GPU that is a piece of its own, made by [`Parameters::reserve_fresh`], and `elsewhere` says only that it is meant.
     pub fn slots<'a>(&'a mut self, elsewhere: Option<&'a mut Vec<f32>>) -> Vec<Slot<'a>> {
         let mut order: Vec<usize> = (0..self.parameters.len()).collect();
         order.sort_by_key(|at| self.parameters[*at].range.start);
-        let Parameters { parameters, values, gradients, .. } = self;
+        let Parameters { parameters, values, gradients, device, .. } = self;
+        if let Some(device) = device {
+            device.device_newer = true;
+            let memory = if elsewhere.is_some() { &device.fresh } else { &device.gradients };
+            let slot = |at: &usize| {
+                let parameter = &parameters[*at];
+                Slot {
+                    name: &parameter.info.name,
+                    weight: TensorRef::on_device(&device.values, bytes(&parameter.range), DType::F32),
+                    gradient: TensorMut::on_device(memory, bytes(&parameter.range), DType::F32),
+                }
+            };
+            return order.iter().map(slot).collect();
+        }
         let memory = elsewhere.unwrap_or(gradients);
         let slices = split(memory, order.iter().map(|at| parameters[*at].range.len()));
         let slot = |(at, gradient): (&usize, &'a mut [f32])| {
             let parameter = &parameters[*at];
-            Slot { name: &parameter.info.name, weight: &values[parameter.range.clone()], gradient }
+            let weight = &values[parameter.range.clone()];
+            Slot { name: &parameter.info.name, weight: weight.into(), gradient: gradient.into() }
         };
         order.iter().zip(slices).map(slot).collect()
+    }
+
+    /// All gradients, with what fills up the last row.
+    pub fn all_gradients(&self) -> TensorRef<'_> {
+        match &self.device {
+            Some(device) => TensorRef::on_device(&device.gradients, 0..device.gradients.len(), DType::F32),
+            None => self.gradients.as_slice().into(),
+        }
+    }
+
+    /// All gradients, to be summed to, and those of a microbatch, which on the processor are `fresh`.
+    pub fn sum_and_fresh<'a>(&'a mut self, fresh: &'a [f32]) -> (TensorMut<'a>, TensorRef<'a>) {
+        match &mut self.device {
+            Some(device) => {
+                device.device_newer = true;
+                let all = 0..device.gradients.len();
+                (
+                    TensorMut::on_device(&device.gradients, all.clone(), DType::F32),
+                    TensorRef::on_device(&device.fresh, all, DType::F32),
+                )
+            }
+            None => (self.gradients.as_mut_slice().into(), fresh.into()),
+        }
+    }
+
+    /// The memory of some elements, which are a bucket's or a part of one.
+    pub fn bucket(&mut self, range: Range<usize>) -> BucketMemory<'_> {
+        let Parameters { values, gradients, first, second, device, .. } = self;
+        if let Some(device) = device {
+            device.device_newer = true;
+            let part = bytes(&range);
+            let has_second = part.end <= device.second.len();
+            return BucketMemory {
+                weight: TensorMut::on_device(&device.values, part.clone(), DType::F32),
+                gradient: TensorRef::on_device(&device.gradients, part.clone(), DType::F32),
+                first: TensorMut::on_device(&device.first, part.clone(), DType::F32),
+                second: has_second.then(|| TensorMut::on_device(&device.second, part, DType::F32)),
+            };
+        }
+        BucketMemory {
+            weight: (&mut values[range.clone()]).into(),
+            gradient: (&gradients[range.clone()]).into(),
+            first: (&mut first[range.clone()]).into(),
+            second: second.get_mut(range).map(TensorMut::from),
+        }
+    }
+
+    /// Takes memory for all pieces on a GPU; what is in host memory is copied there when it is first needed.
+    ///
+    /// # Errors
+    /// The GPU's memory is too small, or it failed.
+    pub fn move_to(&mut self, gpu: &Gpu) -> Result<(), CudaError> {
+        let device = gpu.device();
+        let size = |elements: &[f32]| 4 * elements.len() as u64;
+        let parts = [
+            ("weights under training", size(&self.values)),
+            ("gradients", size(&self.gradients)),
+            ("the state of optimisers", size(&self.first) + size(&self.second)),
+        ];
+        gpu.account(&parts, 0)?;
+        let piece = |elements: usize, what| DeviceMemory::new(device, 4 * elements, what);
+        self.device = Some(OnDevice {
+            transfer: Transfer::new(device, 4 * self.values.len())?,
+            values: piece(self.values.len(), "weights under training")?,
+            gradients: piece(self.gradients.len(), "gradients")?,
+            first: piece(self.first.len(), "the state of optimisers")?,
+            second: piece(self.second.len(), "second moments")?,
+            fresh: DeviceMemory::empty(device),
+            host_newer: true,
+            device_newer: false,
+            gpu: gpu.clone(),
+        });
+        Ok(())
+    }
+
+    /// The copies in host memory are about to be changed: what is on a GPU is theirs again when it is next needed.
+    pub fn touch(&mut self) {
+        if let Some(device) = &mut self.device {
+            device.host_newer = true;
+        }
+    }
+
+    /// Copies what was changed in host memory to the GPU.
+    ///
+    /// # Errors
+    /// The GPU failed.
+    pub fn give(&mut self) -> Result<(), CudaError> {
+        let Some(device) = self.device.as_mut().filter(|device| device.host_newer) else { return Ok(()) };
+        let OnDevice { gpu, transfer, values, gradients, first, second, .. } = device;
+        let pieces = [
+            (&self.values, &*values),
+            (&self.gradients, &*gradients),
+            (&self.first, &*first),
+            (&self.second, &*second),
+        ];
+        for (host, target) in pieces {
+            let host: &[u8] = bytemuck::cast_slice(host);
+            transfer.upload::<CudaError>(target, 0, host.len(), gpu.stream(), &mut |part, into| {
+                into.copy_from_slice(&host[part]);
+                Ok(())
+            })?;
+        }
+        (device.host_newer, device.device_newer) = (false, false);
+        Ok(())
+    }
+
+    /// Copies what was changed on the GPU to host memory.
+    ///
+    /// # Errors
+    /// The GPU failed, now or in what was computed before.
+    pub fn fetch(&mut self) -> Result<(), CudaError> {
+        let current = |device: &&mut OnDevice| device.device_newer && !device.host_newer;
+        let Some(device) = self.device.as_mut().filter(current) else { return Ok(()) };
+        let OnDevice { gpu, transfer, values, gradients, first, second, .. } = device;
+        let pieces = [
+            (&mut self.values, &*values),
+            (&mut self.gradients, &*gradients),
+            (&mut self.first, &*first),
+            (&mut self.second, &*second),
+        ];
+        for (host, source) in pieces {
+            transfer.download(source, 0, bytemuck::cast_slice_mut(host), gpu.stream())?;
+        }
+        device.device_newer = false;
+        Ok(())
+    }
+
+    /// Takes memory for the gradients of a microbatch; on the processor that is `fresh`.
+    ///
+    /// # Errors
+    /// There is not enough memory.
+    pub fn reserve_fresh(&mut self, fresh: &mut Vec<f32>) -> Result<(), FreshError> {
+        const WHAT: &str = "gradients of a microbatch";
+        match &mut self.device {
+            Some(device) => {
+                let bytes = device.gradients.len();
+                if device.fresh.is_empty() && bytes > 0 {
+                    device.fresh = DeviceMemory::new(device.gpu.device(), bytes, WHAT)?;
+                    device.gpu.stream().fill(&device.fresh, 0..bytes, 0)?;
+                }
+            }
+            None if fresh.is_empty() => *fresh = zeros(WHAT, self.gradients.len())?,
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Sets all gradients to 0.
+    ///
+    /// # Errors
+    /// The GPU failed.
+    pub fn clear_gradients(&mut self) -> Result<(), CudaError> {
+        match &mut self.device {
+            Some(device) => {
+                device.device_newer = true;
+                device.gpu.stream().fill(&device.gradients, 0..device.gradients.len(), 0)
+            }
+            None => {
+                self.gradients.fill(0.0);
+                Ok(())
+            }
+        }
     }
 
     /// The first weight with an element that is not finite.
@@ -203,6 +434,11 @@ impl Parameters {
             .find(|parameter| !finite(parameter))
             .map(|parameter| parameter.info.name.as_str())
     }
+}
+
+/// The bytes of some elements.
+fn bytes(elements: &Range<usize>) -> Range<usize> {
+    4 * elements.start..4 * elements.end
 }
 
 /// Consecutive slices of those lengths; what is left over is not returned.

@@ -7,7 +7,7 @@ use std::path::Path;
 use nucleus_data::{Dataset, DatasetError};
 use nucleus_ir::DType;
 use nucleus_runtime::{
-    HostTensor, Model, ModelError, Session, SessionError, SessionOptions, TensorError, TensorMap,
+    Gpu, HostTensor, Model, ModelError, Session, SessionError, SessionOptions, TensorError, TensorMap,
     WeightSource,
 };
 use thiserror::Error;
@@ -88,6 +88,7 @@ pub struct Painter {
     dataset: Dataset,
     dtype: DType,
     threads: Option<usize>,
+    gpu: Option<Gpu>,
 }
 
 /// Samples, and what experts chose while they were made.
@@ -110,9 +111,16 @@ impl Painter {
                 dataset: Dataset::open(&recipe.data.path)?,
                 dtype: recipe.model.dtype.into(),
                 threads: recipe.run.threads,
+                gpu: None,
             }),
             DataKind::Batches => Err(SampleError::NoVocabulary),
         }
+    }
+
+    /// The same on a GPU, if one is given.
+    #[must_use]
+    pub fn on(self, gpu: Option<Gpu>) -> Painter {
+        Painter { gpu, ..self }
     }
 
     /// Checks what can be checked of samples without weights.
@@ -149,7 +157,8 @@ impl Painter {
         self.check(model, samples, trace)?;
         let patch = patch_size(model)?;
         let plan = model.compile(entry(trace), self.dtype, &mut ())?;
-        let session_options = SessionOptions { threads: self.threads, ..SessionOptions::default() };
+        let session_options =
+            SessionOptions { threads: self.threads, gpu: self.gpu.clone(), ..SessionOptions::default() };
         let mut session = Session::with_source(plan, weights, &session_options, &mut |_, _| {})?;
         let mut pictures: Vec<Option<(Picture, String)>> = samples.iter().map(|_| None).collect();
         let mut traces: Vec<Option<(RoutingTrace, usize)>> = samples.iter().map(|_| None).collect();

@@ -380,6 +380,7 @@ impl<'a, E: Engine> Trainer<'a, E> {
     }
 
     fn save(&mut self, step: u64, checkpoints: &mut dyn Checkpoints) -> Result<(), TrainError> {
+        self.engine.fetch().map_err(|source| TrainError::Engine { step, source })?;
         let position = RunPosition { step, seed: self.recipe.run.seed, recipe: self.recipe.fingerprint() };
         checkpoints.save(&position, self.engine).map_err(|source| TrainError::Checkpoint {
             action: "write",

@@ -301,6 +301,18 @@ pub enum Backend {
     Cpu,
     /// The reference evaluator: slow, the measure of what is right
     Interp,
+    /// An NVIDIA GPU: the first, or the one that NUCLEUS_CUDA_DEVICE numbers
+    Cuda,
+}
+
+/// What measures, differentiates, trains and draws.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Processor {
+    /// All cores of this computer
+    #[default]
+    Cpu,
+    /// An NVIDIA GPU: the first, or the one that NUCLEUS_CUDA_DEVICE numbers
+    Cuda,
 }
 
 /// What `run` and `bench` share.
@@ -380,6 +392,9 @@ pub struct GradArguments {
     /// Threads [default: the number of cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// What computes
+    #[arg(long, value_name = "BACKEND", default_value = "cpu")]
+    pub backend: Processor,
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
@@ -400,6 +415,9 @@ pub struct TrainArguments {
     /// With --bench: print the time of every kind of kernel of forward and backward pass, measured and predicted
     #[arg(long, requires = "bench")]
     pub profile: bool,
+    /// What computes
+    #[arg(long, value_name = "BACKEND", default_value = "cpu")]
+    pub backend: Processor,
     /// Print JSON instead of text: one object per step and one at the end
     #[arg(long)]
     pub json: bool,
@@ -432,6 +450,9 @@ pub struct SampleArguments {
     /// Classifier-free guidance [default: the recipe's]
     #[arg(long, value_name = "NUMBER")]
     pub guidance: Option<f32>,
+    /// What computes
+    #[arg(long, value_name = "BACKEND", default_value = "cpu")]
+    pub backend: Processor,
     /// The grid of pictures, a PNG file
     #[arg(short, long, value_name = "grid.png")]
     pub output: PathBuf,
@@ -452,6 +473,9 @@ pub struct BenchArguments {
     /// Several values of one run-time size, a measurement for each; several sizes with equally many are walked together
     #[arg(long, value_name = "NAME=SIZE,SIZE…", value_parser = sizes)]
     pub sweep: Vec<(String, Vec<i64>)>,
+    /// What computes
+    #[arg(long, value_name = "BACKEND", default_value = "cpu")]
+    pub backend: Processor,
     /// Timed runs after one that warms up
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub repeat: usize,

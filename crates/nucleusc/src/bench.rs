@@ -8,8 +8,8 @@ use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use nucleus_cpu::Profile;
-use nucleus_ir::DType;
+use nucleus_ir::{Bindings, DType};
+use nucleus_plan::Profile;
 use nucleus_runtime::{Session, TensorMap};
 use serde_json::json;
 
@@ -24,7 +24,11 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
     let source = source::open(&arguments.session)?;
     let dtype = source.options.dtype;
     let start = Instant::now();
-    let mut session = run::session(source, &arguments.session)?;
+    // The first point's, where it names all sizes.
+    let sizes = points
+        .first()
+        .map(|dims| dims.iter().map(|(name, size)| (name.as_str(), *size)).collect::<Bindings>());
+    let mut session = run::session(source, &arguments.session, arguments.backend, &|_| sizes.clone())?;
     let load = start.elapsed();
     let mut measurements = Vec::with_capacity(points.len());
     for dims in &points {
@@ -75,6 +79,7 @@ fn as_json(
     value["dtype"] = json!(dtype.name());
     value["quantised"] = json!(quantised(session));
     value["threads"] = json!(session.threads());
+    value["device"] = json!(session.gpu().map(|gpu| gpu.device().name()));
     value["load_s"] = json!(load.as_secs_f64());
     value["memory"] = json!({ "packed": memory.packed, "plain": memory.plain, "arenas": memory.arenas });
     Ok(value.to_string())
@@ -89,7 +94,7 @@ fn describe(
 ) -> anyhow::Result<String> {
     let mut text = String::new();
     let entry = &session.plan().entry;
-    writeln!(text, "{entry} in {}, {} threads, {}", types(session, dtype), session.threads(), taken.sizes())?;
+    writeln!(text, "{entry} in {}, {}, {}", types(session, dtype), machine(session), taken.sizes())?;
     let spread = |best: fn(f64, f64) -> f64| taken.runs.iter().copied().reduce(best).unwrap_or(0.0);
     writeln!(
         text,
@@ -110,6 +115,9 @@ fn describe(
         taken.limit() / 1e9,
         taken.bytes / taken.run() / 1e9,
     )?;
+    if let Some(copy) = taken.copy() {
+        writeln!(text, "copies in the GPU's memory reach {:.0} GB/s, read and written", copy / 1e9)?;
+    }
     writeln!(text, "{}", loaded(session, load))?;
     if with_kinds {
         text.push_str(&profile::table(&kinds(session, taken)));
@@ -128,7 +136,7 @@ fn table(
     let mut text = String::new();
     let entry = &session.plan().entry;
     let types = types(session, dtype);
-    writeln!(text, "{entry} in {types}, {} threads; {}", session.threads(), loaded(session, load))?;
+    writeln!(text, "{entry} in {types}, {}; {}", machine(session), loaded(session, load))?;
     let width = list.iter().map(|taken| taken.sizes().len()).max().unwrap_or(0);
     writeln!(
         text,
@@ -154,6 +162,14 @@ fn table(
         write!(text, "\n{}\n{}", taken.sizes(), profile::table(&kinds(session, taken)))?;
     }
     Ok(text)
+}
+
+/// What computes: the number of threads, or the GPU.
+fn machine(session: &Session) -> String {
+    match session.gpu() {
+        Some(gpu) => gpu.device().name().to_owned(),
+        None => format!("{} threads", session.threads()),
+    }
 }
 
 fn quantised(session: &Session) -> bool {

@@ -13,7 +13,7 @@ use nucleus_train::start::from_checkpoint;
 use serde_json::json;
 
 use crate::arguments::GradArguments;
-use crate::{report, source};
+use crate::{gpu, report, source};
 
 /// The tensor of a batch file that gives the sizes H and W.
 const GRID: &str = "grid";
@@ -31,7 +31,8 @@ pub fn grad(arguments: &GradArguments) -> anyhow::Result<()> {
     let options =
         LossOptions { dtype, remat: None, coefficients: Vec::new(), orthogonality: 0.0, routers: Vec::new() };
     let start = Instant::now();
-    let mut engine = GraphEngine::new(model, &[all], options, arguments.threads)?;
+    let gpu = gpu::open(arguments.backend, None)?;
+    let mut engine = GraphEngine::with_gpu(model, &[all], options, arguments.threads, gpu.as_ref())?;
     if let Some(routine) = engine.routine() {
         known(arguments, &batch, routine.signature())?;
     }
@@ -42,6 +43,7 @@ pub fn grad(arguments: &GradArguments) -> anyhow::Result<()> {
     let losses = engine.accumulate(&batch, 1.0)?;
     let run_time = start.elapsed();
     let norm = engine.gradient_norm()?;
+    engine.fetch()?;
     let mut outputs = TensorMap::new();
     let parameters = engine.parameters();
     for parameter in parameters.list() {

@@ -9,6 +9,7 @@ mod check;
 mod compile;
 mod cubins;
 mod data;
+mod gpu;
 mod grad;
 mod inspect;
 mod merge;

@@ -3,13 +3,15 @@
 use std::time::Instant;
 
 use anyhow::Context;
+use nucleus_ir::Bindings;
+use nucleus_plan::Plan;
 use nucleus_runtime::reference::run_reference;
-use nucleus_runtime::{Session, SessionOptions, TensorMap};
+use nucleus_runtime::{Session, SessionOptions, Signature, TensorMap};
 use serde_json::json;
 
-use crate::arguments::{Backend, RunArguments, SessionArguments};
+use crate::arguments::{Backend, Processor, RunArguments, SessionArguments};
 use crate::source::{self, Source};
-use crate::{progress, report};
+use crate::{gpu, progress, report};
 
 /// Runs the command.
 pub fn run(arguments: &RunArguments) -> anyhow::Result<()> {
@@ -17,9 +19,12 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<()> {
     let source = source::open(&arguments.session)?;
     let dtype = source.options.dtype;
     let (outputs, load_time, run_time) = match arguments.backend {
-        Backend::Cpu => {
+        Backend::Cpu | Backend::Cuda => {
             let start = Instant::now();
-            let mut session = session(source, &arguments.session)?;
+            let processor = if arguments.backend == Backend::Cuda { Processor::Cuda } else { Processor::Cpu };
+            // Sizes that do not fit are reported by the run.
+            let sizes = |plan: &Plan| Signature::from(plan).bind(&inputs, &arguments.session.dims).ok();
+            let mut session = session(source, &arguments.session, processor, &sizes)?;
             let load_time = start.elapsed();
             let start = Instant::now();
             let outputs = session.run(&inputs, &arguments.session.dims)?;
@@ -57,9 +62,15 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<()> {
     report::print(&text)
 }
 
-/// A session on the CPU: the artifact's plan, or one compiled now.
-pub fn session(source: Source, arguments: &SessionArguments) -> anyhow::Result<Session> {
+/// A session: the artifact's plan, or one compiled now. `sizes` says which sizes are to come, if that is known.
+pub fn session(
+    source: Source,
+    arguments: &SessionArguments,
+    processor: Processor,
+    sizes: &dyn Fn(&Plan) -> Option<Bindings>,
+) -> anyhow::Result<Session> {
     anyhow::ensure!(arguments.threads != Some(0), "--threads must be at least 1");
+    let gpu = gpu::open(processor, source.compiled.as_ref())?;
     let plan = match source.compiled {
         Some(compiled) => {
             let mut plans = compiled.plans;
@@ -79,8 +90,10 @@ pub fn session(source: Source, arguments: &SessionArguments) -> anyhow::Result<S
             source.model.compile_with(entry, &source.options, &mut ())?
         }
     };
-    let options = SessionOptions { threads: arguments.threads, ..SessionOptions::default() };
-    let bar = progress::step_bar("packing");
+    let uploads = gpu.is_some();
+    let options =
+        SessionOptions { threads: arguments.threads, gpu, sizes: sizes(&plan), ..SessionOptions::default() };
+    let bar = progress::step_bar(if uploads { "uploading" } else { "packing" });
     let session = Session::with_source(plan, source.weights, &options, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);

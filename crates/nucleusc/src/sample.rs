@@ -8,14 +8,14 @@ use nucleus_train::recipe::{Recipe, SampleRecipe};
 use nucleus_train::samples::Painter;
 
 use crate::arguments::SampleArguments;
-use crate::report;
 use crate::train::sampler_options;
+use crate::{gpu, report};
 
 /// Runs the command.
 pub fn sample(arguments: &SampleArguments) -> anyhow::Result<()> {
     let recipe = Recipe::read(&arguments.recipe)?;
     let samples = samples(arguments, &recipe)?;
-    let painter = Painter::new(&recipe)?;
+    let painter = Painter::new(&recipe)?.on(gpu::open(arguments.backend, None)?);
     let weights = match &arguments.weights {
         Some(path) => path.clone(),
         None => {

@@ -8,8 +8,10 @@ use std::time::Instant;
 
 use anyhow::Context;
 use indicatif::ProgressBar;
-use nucleus_train::assemble::{Assembled, assemble, checkpoints};
+use nucleus_runtime::Gpu;
+use nucleus_train::assemble::{Assembled, assemble_on, checkpoints};
 use nucleus_train::current::CurrentWeights;
+use nucleus_train::engine::Engine;
 use nucleus_train::graph_engine::GraphEngine;
 use nucleus_train::log::StepRecord;
 use nucleus_train::recipe::{Recipe, RunRecipe, Stage};
@@ -20,13 +22,14 @@ use serde_json::json;
 
 use crate::arguments::TrainArguments;
 use crate::progress::training_bar;
-use crate::report;
+use crate::{gpu, report};
 
 /// Runs the command.
 pub fn train(arguments: &TrainArguments) -> anyhow::Result<()> {
     let recipe = Recipe::read(&arguments.recipe)?;
     let start = Instant::now();
-    let Assembled { mut engine, mut source, config } = assemble(&recipe)?;
+    let gpu = gpu::open(arguments.backend, None)?;
+    let Assembled { mut engine, mut source, config } = assemble_on(&recipe, gpu.as_ref())?;
     let elements = engine.parameters().elements();
     if !arguments.json {
         let (parameters, _) = engine.memory();
@@ -39,7 +42,7 @@ pub fn train(arguments: &TrainArguments) -> anyhow::Result<()> {
     if let Some(repeat) = arguments.bench {
         return bench::bench(arguments, &recipe, &mut engine, &mut *source, repeat);
     }
-    let sampler = Sampler::new(&recipe, &engine)?;
+    let sampler = Sampler::new(&recipe, &engine, gpu)?;
     let mut trainer = Trainer::new(&recipe, &mut engine, &mut *source)?;
     if arguments.check {
         return report::print(&format!(
@@ -97,16 +100,17 @@ struct Sampler {
 
 impl Sampler {
     /// What draws samples, if the recipe asks for them; that it can is checked now rather than hours later.
-    fn new(recipe: &Recipe, engine: &GraphEngine) -> anyhow::Result<Option<Sampler>> {
+    fn new(recipe: &Recipe, engine: &GraphEngine, gpu: Option<Gpu>) -> anyhow::Result<Option<Sampler>> {
         if recipe.run.sample_every.is_none() {
             return Ok(None);
         }
-        let painter = Painter::new(recipe)?;
+        let painter = Painter::new(recipe)?.on(gpu);
         painter.check(engine.model(), &recipe.run.samples, false)?;
         Ok(Some(Sampler { painter, run: recipe.run.clone() }))
     }
 
-    fn draw(&self, step: u64, engine: &GraphEngine) -> anyhow::Result<()> {
+    fn draw(&self, step: u64, engine: &mut GraphEngine) -> anyhow::Result<()> {
+        engine.fetch()?;
         let weights = Box::new(CurrentWeights::new(engine.parameters()));
         let model = engine.model_of_stage()?;
         let options = sampler_options(&self.run);

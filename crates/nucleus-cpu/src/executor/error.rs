@@ -1,6 +1,6 @@
 //! Why a plan cannot be compiled, bound or run.
 
-use nucleus_ir::{DType, DimError};
+use nucleus_ir::DType;
 
 use crate::buffer::OutOfMemory;
 use crate::codegen::CodegenError;
@@ -25,63 +25,6 @@ pub enum CompileError {
         /// The launch's number in the plan.
         launch: usize,
         /// What is wrong.
-        why: String,
-    },
-}
-
-/// Sizes that a plan cannot run with.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BindError {
-    /// A run-time size without a value, or one below 1.
-    #[error("dim `{name}` {why}")]
-    Dim {
-        /// The size.
-        name: String,
-        /// What is wrong.
-        why: String,
-    },
-    /// A relation between sizes does not hold.
-    #[error("{what}: `{smaller}` = {smaller_value} exceeds `{larger}` = {larger_value}")]
-    Constraint {
-        /// What the relation means.
-        what: String,
-        /// The formula that must not be larger.
-        smaller: String,
-        /// Its value.
-        smaller_value: i64,
-        /// The formula that must not be smaller.
-        larger: String,
-        /// Its value.
-        larger_value: i64,
-    },
-    /// Size arithmetic failed.
-    #[error("{place}: {source}")]
-    Size {
-        /// Where.
-        place: String,
-        /// Why.
-        source: DimError,
-    },
-    /// More memory than allowed.
-    #[error("these sizes need {needed} bytes for {what}; the limit is {limit}")]
-    Memory {
-        /// What for.
-        what: String,
-        /// How much.
-        needed: u128,
-        /// How much there may be.
-        limit: u64,
-    },
-    /// A launch would touch memory outside a buffer: the plan is wrong for these sizes.
-    #[error("launch {launch} ({place}), slot `{slot}`: {why}")]
-    Bounds {
-        /// The launch's number.
-        launch: usize,
-        /// The anchor and the scope of the text.
-        place: String,
-        /// The slot.
-        slot: String,
-        /// What would happen.
         why: String,
     },
 }

@@ -2,7 +2,6 @@
 
 mod attention;
 mod bind;
-mod bounds;
 pub(crate) mod compiled;
 mod contraction;
 mod error;
@@ -17,10 +16,8 @@ mod shared;
 pub(crate) mod slots;
 mod table;
 
-pub use bind::BoundPlan;
-pub(crate) use bounds::{points, range};
-pub use error::{BindError, CompileError, ExecuteError};
+pub(crate) use bind::bind;
+pub use error::{CompileError, ExecuteError};
 pub(crate) use launch::BoundAccess;
-pub use run::Profile;
 pub(crate) use run::{buffer_name, panic_message};
 pub use table::{BufferPointer, BufferTable};

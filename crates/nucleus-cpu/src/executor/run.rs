@@ -5,10 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use nucleus_ir::Rate;
-use nucleus_plan::{Anchor, BufferId, Launch, Place, Plan};
+use nucleus_plan::bounds::{allowed_indices, find_index_outside, split_accesses};
+use nucleus_plan::{Anchor, BoundPlan, BufferId, Launch, Place, Plan, Profile};
 
-use super::bind::{BoundPlan, place};
-use super::bounds::{allowed_indices, find_index_outside, split_accesses};
 use super::compiled::CompiledKernel;
 use super::error::ExecuteError;
 use super::launch::LaunchContext;
@@ -17,13 +16,6 @@ use super::slots::slots;
 use super::table::BufferTable;
 use crate::buffer::OutOfMemory;
 use crate::program::CpuProgram;
-
-/// Wall times of launches, added up over runs.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Profile {
-    /// Seconds by the launch's number in the plan.
-    pub seconds: Vec<f64>,
-}
 
 /// What a thread said when it panicked.
 pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
@@ -67,7 +59,7 @@ impl CpuProgram {
         mut profile: Option<&mut Profile>,
     ) -> Result<(), ExecuteError> {
         let plan = self.plan();
-        if bound.launches.len() != plan.launches.len() || bound.buffers.len() != plan.buffers.len() {
+        if !bound.is_of(plan) {
             return Err(ExecuteError::OtherPlan);
         }
         if let Some(profile) = profile.as_deref_mut() {
@@ -82,7 +74,7 @@ impl CpuProgram {
                         self.launch(bound, number, launch, table)
                     }));
                     outcome.unwrap_or_else(|payload| {
-                        let place = place(plan, launch);
+                        let place = plan.describe(launch);
                         if let Some(&source) = payload.downcast_ref::<OutOfMemory>() {
                             return Err(ExecuteError::Memory { launch: number, place, source });
                         }
@@ -126,7 +118,7 @@ impl CpuProgram {
                 let name = buffer_name(plan, buffer);
                 return Err(ExecuteError::stored_type(buffer.0, name, pointer.dtype, dtype));
             }
-            let needed = bound.buffers[buffer.0 as usize].bytes;
+            let needed = bound.buffer_bytes(buffer);
             if pointer.bytes < needed {
                 return fail(format!("it has {} bytes where {needed} are needed", pointer.bytes));
             }
@@ -148,20 +140,20 @@ impl CpuProgram {
         let context = LaunchContext {
             kernel,
             operands: &operands,
-            sizes: &bound.launches[number],
+            sizes: bound.launch_sizes(number),
             code: self.code(),
             threads: self.threads(),
             isa: self.isa(),
         };
         let fail = |why: &str| {
-            Err(ExecuteError::Launch { launch: number, place: place(plan, launch), why: why.to_owned() })
+            Err(ExecuteError::Launch { launch: number, place: plan.describe(launch), why: why.to_owned() })
         };
         // SAFETY: the table's memory is the caller's promise; affine accesses were checked against it when sizes were bound, indirect
         // ones are checked here.
         unsafe {
             if self.has_indices(launch.kernel) {
                 check_indices(&context, bound, launch).map_err(|(slot, value, size)| {
-                    ExecuteError::Index { launch: number, place: place(plan, launch), slot, value, size }
+                    ExecuteError::Index { launch: number, place: plan.describe(launch), slot, value, size }
                 })?;
             }
             let routed = match (self.compiled(launch.kernel), &kernel.anchor) {
@@ -201,7 +193,7 @@ impl CpuProgram {
             match routed {
                 Ok(()) => Ok(()),
                 Err(RoutingError::Kernel(source)) => {
-                    Err(ExecuteError::Kernel { launch: number, place: place(plan, launch), source })
+                    Err(ExecuteError::Kernel { launch: number, place: plan.describe(launch), source })
                 }
                 Err(RoutingError::BadRows) => {
                     fail("the inverted index map has rows out of order or positions out of range")
@@ -223,13 +215,13 @@ unsafe fn check_indices(
         for access in indirect {
             let Some(through) = &access.indirect else { continue };
             let buffer = launch.operands[access.operand as usize];
-            let elements = bound.buffers[buffer.0 as usize].elements;
+            let elements = bound.buffer_elements(buffer);
             let stride = context.size(through.stride);
             let allowed = allowed_indices(access, stride, &extents, context.sizes, elements);
-            let data = context.operands[through.index.operand as usize].cast_const().cast();
+            let data = context.operands[through.index.operand as usize].cast_const().cast::<i32>();
             // SAFETY: the index access was checked against its buffer when sizes were bound.
-            let found =
-                unsafe { find_index_outside(&through.index, &extents, context.sizes, data, &allowed) };
+            let load = |element: i64| unsafe { data.offset(element as isize).read_unaligned() };
+            let found = find_index_outside(&through.index, &extents, context.sizes, load, &allowed);
             if let Some(value) = found {
                 return Err((slot.name, value, allowed.end));
             }

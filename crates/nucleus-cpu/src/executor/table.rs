@@ -1,7 +1,9 @@
 //! Where the buffers of a plan lie in memory.
 
-use nucleus_ir::DType;
-use nucleus_plan::{BufferId, Plan};
+use nucleus_ir::{DType, Rate};
+use nucleus_plan::{BoundPlan, BufferId, Plan};
+
+use super::error::ExecuteError;
 
 /// One buffer's memory.
 #[derive(Clone, Copy, Debug)]
@@ -50,5 +52,32 @@ impl BufferTable {
     /// A buffer's memory.
     pub fn get(&self, buffer: BufferId) -> Option<BufferPointer> {
         self.entries.get(buffer.0 as usize).copied().flatten()
+    }
+
+    /// Gives every buffer of one arena its place in `data`, memory of `bytes` bytes aligned to 64.
+    ///
+    /// # Errors
+    /// The memory is too small for the arena, or a buffer does not fit into it.
+    pub fn place_arena(
+        &mut self,
+        plan: &Plan,
+        bound: &BoundPlan,
+        rate: Rate,
+        data: *mut u8,
+        bytes: usize,
+    ) -> Result<(), ExecuteError> {
+        let needed = bound.arena_extent(rate);
+        if bytes < needed {
+            return Err(ExecuteError::Arena { rate: rate.name(), bytes, needed });
+        }
+        for (position, buffer) in plan.buffers.iter().enumerate() {
+            let id = BufferId(position as u32);
+            if let Some((_, offset)) = bound.arena_place(id).filter(|(of, _)| *of == rate) {
+                let bytes = bound.buffer_bytes(id);
+                let pointer = BufferPointer { data: data.wrapping_add(offset), bytes, dtype: buffer.dtype };
+                self.set(id, pointer);
+            }
+        }
+        Ok(())
     }
 }

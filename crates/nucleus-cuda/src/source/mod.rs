@@ -12,6 +12,7 @@ mod expert_choice;
 mod function;
 mod grid;
 mod invert_index;
+mod limits;
 mod map;
 mod pairs;
 mod row_reduction;
@@ -24,6 +25,7 @@ use thiserror::Error;
 
 pub use function::{Direct, Names, Slot, constant, element, memory_type, value_type};
 pub use grid::{Blocks, Grid, GridError, Tiles};
+pub use limits::{Limit, LimitKind, limit_source};
 
 use crate::architecture::Architecture;
 use crate::facts::Facts;

@@ -40,6 +40,7 @@ const FILES: &[(&str, &str)] = files! {
     "sm80_f32_matmul.cuh"
     "sm80_f32_wide_matmul.cuh"
     "sm80_invert_index.cuh"
+    "sm80_limits.cuh"
     "sm80_map.cuh"
     "sm80_row_reduction.cuh"
     "sm80_row_reduction_columns.cuh"

@@ -1,4 +1,7 @@
-// Runs the launches of a task file and writes the memory that they leave.
+// Runs launches: those of a task file, writing the memory that they leave, or single ones of a shared object that a fake driver loads.
+//
+// A shared object has the functions `shim_launch_NAME(const shim::Launch*)` and the numbers `shim_size_NAME`, the bytes of the parameter, by
+// SHIM_ENTRY for every kernel.
 //
 // Task and result are in the byte order of the host, without padding:
 //   task    u64 seed, u64 segments, { u64 bytes, bytes } …, u64 launches, launch …
@@ -54,6 +57,56 @@ inline uint64_t read_number(FILE* file) {
     return number;
 }
 
+// Runs the blocks of the grid `grid_extent`, one after the other.
+inline void run_grid(unsigned threads, size_t shared_bytes) {
+    for (unsigned z = 0; z < grid_extent.z; ++z) {
+        for (unsigned y = 0; y < grid_extent.y; ++y) {
+            for (unsigned x = 0; x < grid_extent.x; ++x) {
+                block_index = {x, y, z};
+                const size_t whole = (shared_bytes + 1023) / 1024 * 1024;
+                shared_memory = static_cast<unsigned char*>(std::aligned_alloc(1024, whole ? whole : 1024));
+                std::memset(shared_memory, 0xff, whole);
+#ifdef SHIM_ASAN
+                __asan_poison_memory_region(shared_memory + shared_bytes, whole - shared_bytes);
+#endif
+                run_block(threads);
+#ifdef SHIM_ASAN
+                __asan_unpoison_memory_region(shared_memory, whole);
+#endif
+                std::free(shared_memory);
+            }
+        }
+    }
+}
+
+// A launch of a function of a shared object.
+struct Launch {
+    unsigned grid[3];
+    unsigned threads;
+    size_t shared_bytes;
+    // The function's parameter.
+    const void* arguments;
+};
+
+template <class Arguments>
+void run_launch(const char* name, void (*thread)(Arguments), const Launch& launch) {
+    kernel_name = name;
+    grid_extent = {launch.grid[0], launch.grid[1], launch.grid[2]};
+    block_extent = {launch.threads, 1, 1};
+    Arguments arguments;
+    std::memcpy(&arguments, launch.arguments, sizeof arguments);
+    body = [&] { thread(arguments); };
+    run_grid(launch.threads, launch.shared_bytes);
+    // Its code goes with the shared object.
+    body = nullptr;
+}
+
+#define SHIM_ENTRY(unit, function)                                                                     \
+    extern "C" void shim_launch_##function(const shim::Launch* launch) {                               \
+        shim::run_launch<unit::Arguments>(#unit "." #function, unit::function, *launch);               \
+    }                                                                                                  \
+    extern "C" const size_t shim_size_##function = sizeof(unit::Arguments);
+
 inline int run_task(const Entry* entries, const char* task, const char* result) {
     FILE* file = open_file(task, "rb");
     random_state = read_number(file) * 2 + 1;
@@ -87,24 +140,7 @@ inline int run_task(const Entry* entries, const char* task, const char* result) 
         for (int64_t& size : call.sizes) size = int64_t(read_number(file));
         call.scratch = segments.at(read_number(file)).first;
         body = [&] { entry.thread(call); };
-        for (unsigned z = 0; z < grid_extent.z; ++z) {
-            for (unsigned y = 0; y < grid_extent.y; ++y) {
-                for (unsigned x = 0; x < grid_extent.x; ++x) {
-                    block_index = {x, y, z};
-                    const size_t whole = (shared_bytes + 1023) / 1024 * 1024;
-                    shared_memory = static_cast<unsigned char*>(std::aligned_alloc(1024, whole ? whole : 1024));
-                    std::memset(shared_memory, 0xff, whole);
-#ifdef SHIM_ASAN
-                    __asan_poison_memory_region(shared_memory + shared_bytes, whole - shared_bytes);
-#endif
-                    run_block(threads);
-#ifdef SHIM_ASAN
-                    __asan_unpoison_memory_region(shared_memory, whole);
-#endif
-                    std::free(shared_memory);
-                }
-            }
-        }
+        run_grid(threads, shared_bytes);
     }
     std::fclose(file);
     FILE* out = open_file(result, "wb");

@@ -1,5 +1,7 @@
 //! Optimisers against plain loops in f64.
 
+use nucleus_runtime::Threads;
+
 use super::*;
 use crate::groups::{WeightInfo, assign};
 
@@ -155,7 +157,7 @@ fn norms_and_sums_of_gradients() {
     let mut sum = numbers(1000, 3);
     let more = numbers(1000, 4);
     let wanted: Vec<f64> = sum.iter().zip(&more).map(|(a, b)| f64::from(*a) + 0.25 * f64::from(*b)).collect();
-    optimizers.accumulate(&mut sum, &more, 0.25).unwrap();
+    optimizers.accumulate(sum.as_mut_slice().into(), more.as_slice().into(), 1000, 0.25).unwrap();
     assert_close(&sum, &wanted, 1e-6);
 }
 
@@ -173,7 +175,7 @@ fn rows_of_a_router_move_apart() {
     };
     let mut before = overlap(&router);
     for _ in 0..20 {
-        optimizers.orthogonalize(&mut router, 4, 6, 0.05).unwrap();
+        optimizers.orthogonalize(router.as_mut_slice().into(), 4, 6, 0.05).unwrap();
         let after = overlap(&router);
         assert!(after < before, "{after} {before}");
         before = after;
@@ -182,7 +184,7 @@ fn rows_of_a_router_move_apart() {
 
 #[test]
 fn state_is_updated_in_place() {
-    let threads = Threads::new(1).unwrap();
+    let backend = Backend::from(&Threads::new(1).unwrap());
     let shape = [("count", "4".to_owned()), ("rows", "16".to_owned()), ("columns", "24".to_owned())];
     let columns = [shape.as_slice(), &[("halves", "columns".to_owned())]].concat();
     let tall = [("count", "4".to_owned()), ("rows", "24".to_owned()), ("columns", "16".to_owned())];
@@ -194,7 +196,7 @@ fn state_is_updated_in_place() {
         (MUON, "update", &tall[..]),
         (ORTHOGONALITY, "update", &shape[1..]),
     ] {
-        let routine = routine(text, entry, settings, &threads).unwrap();
+        let routine = routine(text, entry, settings, &backend).unwrap();
         let shared = nucleus_plan::in_place(routine.plan());
         assert!(
             shared.iter().all(Option::is_some),

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use nucleus_cpu::Profile;
 use nucleus_ir::{Bindings, Rate};
+use nucleus_plan::Profile;
 use nucleus_runtime::{Session, TensorMap};
 use serde_json::{Value, json};
 
@@ -18,8 +18,10 @@ pub struct Measurement {
     pub runs: Vec<f64>,
     /// Seconds of steps with the prompt prepared.
     pub steps: Vec<f64>,
-    /// FLOP/s of multiply-adds in registers on the same threads, measured between the runs.
+    /// FLOP/s of multiply-adds in registers on everything that computes, measured between the runs.
     limits: Vec<f64>,
+    /// On a GPU bytes per second of copies in its memory, measured with them.
+    copies: Vec<f64>,
     /// Floating-point operations of a run.
     pub flops: f64,
     /// Bytes that a run reads or writes at least.
@@ -58,15 +60,23 @@ impl Measurement {
             runs: Vec::with_capacity(repeat),
             steps: Vec::with_capacity(repeat),
             limits: Vec::with_capacity(repeat),
+            copies: Vec::new(),
             flops,
             bytes,
             arenas: session.memory_use().arenas,
             profile: Profile::default(),
         };
         for _ in 0..repeat {
-            taken.limits.push(session.peak_flops());
+            let limits = session.limits()?;
+            taken.limits.push(limits.flops);
+            taken.copies.extend(limits.copy_bytes);
+            // Events between the launches of a GPU keep them from running as one graph.
+            let apart = session.gpu().is_some();
+            if apart {
+                session.run_profiled(inputs, dims, Some(&mut taken.profile))?;
+            }
             let start = Instant::now();
-            session.run_profiled(inputs, dims, Some(&mut taken.profile))?;
+            session.run_profiled(inputs, dims, (!apart).then_some(&mut taken.profile))?;
             taken.runs.push(start.elapsed().as_secs_f64());
             let start = Instant::now();
             session.step(&prompt, &changing)?;
@@ -89,6 +99,11 @@ impl Measurement {
     /// Median of the arithmetic limit, FLOP/s.
     pub fn limit(&self) -> f64 {
         median(&self.limits)
+    }
+
+    /// On a GPU the median bytes per second of copies in its memory.
+    pub fn copy(&self) -> Option<f64> {
+        (!self.copies.is_empty()).then(|| median(&self.copies))
     }
 
     /// The part of the limit that whole runs reach.
@@ -114,6 +129,7 @@ impl Measurement {
             "gflops": self.flops / self.run() / 1e9,
             "limit_gflops": self.limit() / 1e9,
             "fraction_of_limit": self.fraction(),
+            "copy_bytes_per_s": self.copy(),
             "bytes": self.bytes,
             "arenas": self.arenas,
         })

@@ -5,10 +5,9 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use nucleus_cpu::Profile;
 use nucleus_ir::{Bindings, DType, Rate};
 use nucleus_plan::cost::{Machine, predict};
-use nucleus_plan::{Anchor, Plan};
+use nucleus_plan::{Anchor, Plan, Profile};
 use serde_json::{Value, json};
 
 /// The launches of one kind of kernel in one run.

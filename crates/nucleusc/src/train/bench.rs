@@ -3,8 +3,8 @@
 use std::fmt::Write;
 use std::time::Instant;
 
-use nucleus_cpu::Profile;
 use nucleus_ir::{Bindings, Rate};
+use nucleus_plan::Profile;
 use nucleus_runtime::Routine;
 use nucleus_train::data::{Place, Source};
 use nucleus_train::engine::Engine;
@@ -74,15 +74,21 @@ pub(super) fn bench(
         // All steps are of the first stage.
         let first = recipe.stages.at(1).stage;
         let at = recipe.stages.at((step - 1) % first.steps + 1);
-        let mut parts =
-            Parts { limit: engine.routine().map_or(0.0, Routine::peak_flops), ..Parts::default() };
+        let limits = engine.routine().map(Routine::limits).transpose()?;
+        let mut parts = Parts { limit: limits.map_or(0.0, |limits| limits.flops), ..Parts::default() };
+        // Events between the launches of a GPU keep them from running as one graph.
+        let with_profile = arguments.profile || engine.gpu().is_none();
         engine.begin_step()?;
         for microbatch in 0..at.stage.accumulate as u64 {
             let batch = source.batch(&Place::of(&recipe.stages, at.step_in_stage + 1, microbatch))?;
             let mut profile = Profile::default();
             let scale = 1.0 / at.stage.accumulate as f64;
             let start = Instant::now();
-            engine.accumulate_profiled(&batch, scale, &mut profile)?;
+            if with_profile {
+                engine.accumulate_profiled(&batch, scale, &mut profile)?;
+            } else {
+                engine.accumulate(&batch, scale)?;
+            }
             parts.loss += start.elapsed().as_secs_f64();
             parts.flops += engine.routine().map_or(0.0, flops);
             if step > 1 {
@@ -93,6 +99,7 @@ pub(super) fn bench(
         let norm = engine.gradient_norm()?;
         let scale = clip_scale(recipe.run.clip_grad_norm, norm);
         engine.update(step, recipe.schedule.factor(step), scale)?;
+        engine.wait()?;
         parts.optimizer += start.elapsed().as_secs_f64();
         if step > 1 {
             steps.push(parts);
@@ -140,12 +147,15 @@ pub(super) fn bench(
     )?;
     writeln!(
         text,
-        "forward and backward: {:.3} GFLOP, {:.1} GFLOP/s, {:.0} % of the {:.0} GFLOP/s that multiply-adds in registers reach on {} threads",
+        "forward and backward: {:.3} GFLOP, {:.1} GFLOP/s, {:.0} % of the {:.0} GFLOP/s that multiply-adds in registers reach on {}",
         flops / 1e9,
         flops / loss / 1e9,
         100.0 * fraction,
         limit / 1e9,
-        engine.threads().count(),
+        engine.gpu().map_or_else(
+            || format!("{} threads", engine.threads().count()),
+            |gpu| gpu.device().name().to_owned()
+        ),
     )?;
     write!(text, "parameters and state {}, arenas {}", report::bytes(parameters), report::bytes(arenas))?;
     if arguments.profile {

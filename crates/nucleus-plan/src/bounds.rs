@@ -1,18 +1,46 @@
-//! Proof that a launch stays inside its buffers: by arithmetic where accesses are affine, by looking at the indices where not.
+//! Which elements accesses touch: the arithmetic of affine ones, and what the indices of others may be.
 
-use nucleus_plan::{Access, ScalarFunction, Step};
+use crate::kernel::{Anchor, PartSlot};
+use crate::scalar::{Access, ScalarFunction, Step};
 
 /// The most points of an iteration space: sizes in bytes that follow from it, padded as the micro-kernels pad, fit 64 bits.
 const MAX_POINTS: i64 = 1 << 48;
 
+/// A scalar function of a kernel over the extents of one launch.
+#[derive(Clone, Debug)]
+pub struct Space<'a> {
+    /// The slot.
+    pub slot: String,
+    /// The extent of every axis.
+    pub extents: Vec<i64>,
+    /// The function.
+    pub function: &'a ScalarFunction,
+}
+
+/// Every function of an anchor with its iteration space at these size arguments.
+pub fn spaces<'a>(anchor: &'a Anchor, sizes: &[i64]) -> Vec<Space<'a>> {
+    let slots = anchor.slots().into_iter();
+    slots
+        .map(|(slot, extents, function)| {
+            let mut extents: Vec<i64> = extents.iter().map(|extent| extent.value(sizes)).collect();
+            if let Anchor::Matmul(c) | Anchor::GroupedMatmul(c) = anchor
+                && let (Some((part, PartSlot::Right)), Some(last)) = (c.part_of(&slot), extents.last_mut())
+            {
+                *last = part.columns.value(sizes).saturating_mul(i64::from(part.segments));
+            }
+            Space { slot, extents, function }
+        })
+        .collect()
+}
+
 /// The number of points of a space, empty axes counted as 1; `None` if there are too many.
-pub(crate) fn points(extents: &[i64]) -> Option<i64> {
+pub fn points(extents: &[i64]) -> Option<i64> {
     let count = |total: i64, extent: &i64| total.checked_mul((*extent).max(1));
     extents.iter().try_fold(1, count).filter(|&total| total <= MAX_POINTS)
 }
 
 /// The smallest and largest element an access touches over a space, or `None` if the space is empty.
-pub(crate) fn range(access: &Access, extents: &[i64], sizes: &[i64]) -> Option<(i128, i128)> {
+pub fn range(access: &Access, extents: &[i64], sizes: &[i64]) -> Option<(i128, i128)> {
     if extents.iter().any(|&extent| extent <= 0) {
         return None;
     }
@@ -30,7 +58,7 @@ pub(crate) fn range(access: &Access, extents: &[i64], sizes: &[i64]) -> Option<(
 }
 
 /// The accesses of a function: first those that are affine, index loads included, then the indirect ones.
-pub(crate) fn split_accesses(function: &ScalarFunction) -> (Vec<&Access>, Vec<&Access>) {
+pub fn split_accesses(function: &ScalarFunction) -> (Vec<&Access>, Vec<&Access>) {
     let (mut direct, mut indirect) = (Vec::new(), Vec::new());
     for step in &function.steps {
         let (Step::Load(access) | Step::Store { access, .. }) = step else { continue };
@@ -46,7 +74,7 @@ pub(crate) fn split_accesses(function: &ScalarFunction) -> (Vec<&Access>, Vec<&A
 }
 
 /// The indices an indirect access may use: those that keep it inside a buffer of `elements` elements wherever it is in its space.
-pub(crate) fn allowed_indices(
+pub fn allowed_indices(
     access: &Access,
     stride: i64,
     extents: &[i64],
@@ -66,14 +94,13 @@ pub(crate) fn allowed_indices(
 }
 
 /// The first index that an access would load outside `allowed`.
-///
-/// # Safety
-/// `data` is the index operand, and the access stays inside it over the space.
-pub(crate) unsafe fn find_index_outside(
+/// `load` gives the elements of the index operand, of which it is asked for those that
+/// the access touches over its space.
+pub fn find_index_outside(
     index: &Access,
     extents: &[i64],
     sizes: &[i64],
-    data: *const i32,
+    load: impl Fn(i64) -> i32,
     allowed: &std::ops::Range<i64>,
 ) -> Option<i64> {
     if extents.iter().any(|&extent| extent <= 0) {
@@ -90,8 +117,7 @@ pub(crate) unsafe fn find_index_outside(
     let mut coordinates = vec![0i64; axes.len()];
     let mut element = index.offset.value(sizes);
     loop {
-        // SAFETY: the caller vouches for every element of the access.
-        let value = i64::from(unsafe { data.offset(element as isize).read_unaligned() });
+        let value = i64::from(load(element));
         if !allowed.contains(&value) {
             return Some(value);
         }
@@ -115,7 +141,7 @@ pub(crate) unsafe fn find_index_outside(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nucleus_plan::Size;
+    use crate::scalar::Size;
 
     fn access(offset: i64, strides: &[i64]) -> Access {
         let strides = strides.iter().map(|&stride| Size::Const(stride)).collect();
@@ -138,8 +164,8 @@ mod tests {
     fn the_first_index_outside_is_found() {
         let data = [1, 2, 3, 4, 9, 6, 7, 8];
         let find = |strides: &[i64], allowed| {
-            // SAFETY: the access covers the eight elements.
-            unsafe { find_index_outside(&access(0, strides), &[2, 4, 5], &[], data.as_ptr(), &allowed) }
+            let load = |element: i64| data[element as usize];
+            find_index_outside(&access(0, strides), &[2, 4, 5], &[], load, &allowed)
         };
         assert_eq!(find(&[4, 1, 0], 0..9), Some(9));
         assert_eq!(find(&[4, 1, 0], 0..10), None);

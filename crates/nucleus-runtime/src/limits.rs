@@ -1,4 +1,4 @@
-//! The arithmetic limit of the machine, measured.
+//! The limits of the machine, measured: what times are compared with.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -8,11 +8,20 @@ use nucleus_cpu::kernels::{Operand, peak};
 use nucleus_ir::DType;
 use nucleus_plan::{Anchor, Plan};
 
+/// What a machine reaches at this moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// FLOP/s of multiply-adds that touch no memory, on everything there is: the limit of every product.
+    pub flops: f64,
+    /// On a GPU bytes per second, read and written, of copies in its memory.
+    pub copy_bytes: Option<f64>,
+}
+
 /// FLOP/s that this machine reaches at this moment on all threads of a program with multiply-adds that touch no memory, in the type of the
 /// program's products: the limit of every product. Takes about 20 ms.
 pub(crate) fn peak_flops(program: &CpuProgram) -> f64 {
     let (threads, isa) = (program.threads(), program.isa());
-    let operand = if bf16_products(program.plan()) { Operand::Bf16 } else { Operand::F32 };
+    let operand = if product_dtype(program.plan()) == DType::Bf16 { Operand::Bf16 } else { Operand::F32 };
     let (mut iterations, mut rate) = (1 << 12, 0.0);
     loop {
         let done = AtomicU64::new(0);
@@ -31,8 +40,9 @@ pub(crate) fn peak_flops(program: &CpuProgram) -> f64 {
     }
 }
 
-fn bf16_products(plan: &Plan) -> bool {
-    let anchors = plan.kernels.iter().map(|kernel| &kernel.anchor);
+/// The type of a plan's products: `bf16` if any is.
+pub(crate) fn product_dtype(plan: &Plan) -> DType {
+    let mut anchors = plan.kernels.iter().map(|kernel| &kernel.anchor);
     let bf16 = |anchor: &Anchor| matches!(anchor, Anchor::Matmul(c) | Anchor::GroupedMatmul(c) if c.dtype == DType::Bf16);
-    anchors.into_iter().any(bf16)
+    if anchors.any(bf16) { DType::Bf16 } else { DType::F32 }
 }
