@@ -24,7 +24,8 @@ const CHILD: &str = "NUCLEUS_TESTS_WITH_CUDA";
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    if std::env::var_os(CHILD).is_none() && !arguments.list {
+    let real = std::env::var_os(REAL).is_some_and(|value| !value.is_empty() && value != "0");
+    if std::env::var_os(CHILD).is_none() && !real && !arguments.list {
         let fake = FakeCuda::build(Path::new(env!("CARGO_TARGET_TMPDIR")));
         let mut command = Command::new(std::env::current_exe().expect("a program"));
         let status = fake.give(command.args(std::env::args_os().skip(1)).env(CHILD, "1")).status();
@@ -54,6 +55,9 @@ fn main() -> ExitCode {
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
+
+/// Asks for the machine's driver and GPU.
+const REAL: &str = "NUCLEUS_TEST_GPU";
 
 /// Tests by name.
 type List = &'static [(&'static str, fn())];

@@ -7,7 +7,7 @@ use nucleus_plan::Plan;
 
 use crate::case::name_of;
 pub(crate) use crate::case::{Case, DEFAULT, bindings, decode, encode, error, expected, plan, tolerance_of};
-use crate::shim::Program;
+use crate::{device, shim};
 
 /// Random functions that are compared: plans, each a program to compile, and functions of each.
 pub(crate) const RANDOM_PLANS: u32 = 1;
@@ -38,10 +38,18 @@ pub(crate) fn check_on(architecture: Architecture, plan: &Plan, case: &Case) {
             memory.insert(number, encode(&expected.tensors[&name], buffer.dtype));
         }
     }
-    let program = Program::compile(plan, architecture);
+    // The GPU has one order of threads, its own; but the same bits every time.
+    let (dims, memory) = (&dims, &memory);
+    let run: Box<dyn Fn(u64) -> Result<Vec<Vec<u8>>, String>> = if device::wanted() {
+        let program = device::Program::compile(plan);
+        Box::new(move |_| program.run(dims, memory))
+    } else {
+        let program = shim::Program::compile(plan, architecture);
+        Box::new(move |seed| program.run(plan, dims, memory, seed))
+    };
     let mut first: Option<Vec<Vec<u8>>> = None;
     for seed in [1, 2] {
-        let outputs = program.run(plan, &dims, &memory, seed).unwrap_or_else(|error| panic!("{error}"));
+        let outputs = run(seed).unwrap_or_else(|error| panic!("{error}"));
         for (position, (got, want)) in outputs.iter().zip(&expected.outputs).enumerate() {
             let dtype = plan.outputs[position].ty.dtype;
             let got = decode(got, dtype);

@@ -1,9 +1,10 @@
 //! Plans run on CUDA kernels and by the plan interpreter give the same outputs. The kernels are executed without a GPU, by the shim of
-//! `tests/shim`; the plans are those that the CPU backend is tested with.
+//! `tests/shim`, or on the machine's GPU where `NUCLEUS_TEST_GPU=1` asks for it; the plans are those that the CPU backend is tested with.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod attention_architectures;
+mod device;
 mod harness;
 mod shim;
 
