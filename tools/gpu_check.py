@@ -69,7 +69,7 @@ def pack(arguments: argparse.Namespace) -> int:
     binaries = executables(output_of(cargo, cwd=root))
     copy_binary(binaries["nucleusc"], folder / "bin" / "nucleusc")
     for package, target, _ in SUITES:
-        cargo = ["cargo", "test", "--release", "--locked", "--no-run", "-p", package, "--test", target, "--message-format=json"]
+        cargo = ["cargo", "test", "--locked", "--no-run", "-p", package, "--test", target, "--message-format=json"]
         copy_binary(executables(output_of(cargo, cwd=root))[target], folder / "bin" / target)
     nvrtc = root / "target" / "nvrtc"
     if not nvrtc.exists():
@@ -78,8 +78,7 @@ def pack(arguments: argparse.Namespace) -> int:
     for library in sorted(nvrtc.glob("libnvrtc*.so*")):
         if library.is_symlink():
             continue
-        say(f"compressing {library.name}")
-        (folder / "nvrtc" / f"{library.name}.xz").write_bytes(lzma.compress(library.read_bytes(), preset=6))
+        compress(library, folder / "nvrtc" / f"{library.name}.xz")
     for source, target in TREES:
         shutil.copytree(root / source, folder / target)
     for script in ["gpu_check.py", "gpu_peers.py"]:
@@ -108,8 +107,16 @@ def executables(messages: str) -> dict[str, Path]:
 
 
 def copy_binary(source: Path, target: Path) -> None:
+    """A program without its symbols, compressed."""
     shutil.copy(source, target)
     subprocess.run(["strip", target], check=True)
+    compress(target, target.with_name(f"{target.name}.xz"))
+    target.unlink()
+
+
+def compress(source: Path, target: Path) -> None:
+    say(f"compressing {source.name}")
+    target.write_bytes(lzma.compress(source.read_bytes(), preset=6))
 
 
 # --- run -------------------------------------------------------------------------------------------------------------------------------------
@@ -123,7 +130,8 @@ class Run:
         self.results_path: Path = arguments.results
         self.work = self.results_path.resolve().parent / "gpu-check-work"
         self.work.mkdir(parents=True, exist_ok=True)
-        self.nucleusc = self.pack / "bin" / "nucleusc"
+        self.binaries = self.work / "bin"
+        self.nucleusc = self.binaries / "nucleusc"
         self.seconds: float = arguments.seconds
         self.started = time.monotonic()
         self.environment = dict(os.environ)
@@ -173,7 +181,10 @@ class Run:
 
 def run(arguments: argparse.Namespace) -> int:
     job = Run(arguments)
-    unpack_nvrtc(job)
+    for folder in ("bin", "nvrtc"):
+        unpack(job, folder)
+    # One that is named already is taken instead.
+    job.environment.setdefault("NUCLEUS_NVRTC", str(job.work / "nvrtc"))
     parts = {
         "machine": machine, "tests": tests, "kernels": kernels, "peers": peers, "model": model, "training": training,
         "sanitizer": sanitizer,
@@ -208,16 +219,17 @@ def passed(part: Any) -> bool:
     return all(passed(value) for value in part) if isinstance(part, list) else True
 
 
-def unpack_nvrtc(job: Run) -> None:
-    folder = job.work / "nvrtc"
+def unpack(job: Run, name: str) -> None:
+    """Decompresses a folder of the pack, but for what was decompressed before."""
+    folder = job.work / name
     folder.mkdir(exist_ok=True)
-    for packed in sorted((job.pack / "nvrtc").glob("*.xz")):
+    for packed in sorted((job.pack / name).glob("*.xz")):
         target = folder / packed.stem
-        if not target.exists():
+        if not target.exists() or target.stat().st_mtime < packed.stat().st_mtime:
             partial = folder / f"{packed.stem}.partial"
             partial.write_bytes(lzma.decompress(packed.read_bytes()))
+            partial.chmod(0o755)
             partial.replace(target)
-    job.environment["NUCLEUS_NVRTC"] = str(folder)
 
 
 def machine(job: Run) -> dict[str, Any]:
@@ -229,7 +241,7 @@ def machine(job: Run) -> dict[str, Any]:
 def tests(job: Run) -> dict[str, Any]:
     suites = {}
     for _, target, _ in SUITES:
-        done = job.call([job.pack / "bin" / target], 420)
+        done = job.call([job.binaries / target], 420)
         counts = re.findall(r"(\d+) passed; (\d+) failed", done["output"])
         done["passed"], done["failed"] = (sum(int(count[at]) for count in counts) for at in (0, 1))
         done["failures"] = re.findall(r"^test (\S+)\s+\.\.\. FAILED$", done["output"], re.MULTILINE)
@@ -361,7 +373,7 @@ def sanitizer(job: Run) -> dict[str, Any]:
         for _, target, sanitized in SUITES:
             if not sanitized:
                 continue
-            command = [program, "--tool", tool, "--error-exitcode", "86", "--target-processes", "all", job.pack / "bin" / target, "--test-threads", "1"]
+            command = [program, "--tool", tool, "--error-exitcode", "86", "--target-processes", "all", job.binaries / target, "--test-threads", "1"]
             done = job.call(command, 240)
             done["summaries"] = sorted(set(re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", done["output"])))
             found[f"{tool} {target}"] = done
