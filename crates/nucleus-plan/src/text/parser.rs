@@ -261,7 +261,8 @@ impl<'a> Parser<'a> {
                 }
                 "input" => plan.inputs.push(self.input()?),
                 "output" => {
-                    let name = self.name()?.to_owned();
+                    let quoted = self.tokens.get(self.next).is_some_and(|(token, _)| *token == Token::String);
+                    let name = if quoted { self.string()? } else { self.name()?.to_owned() };
                     self.expect(":")?;
                     plan.outputs.push(PlanOutput { name, ty: self.ty()? });
                     self.expect(";")?;

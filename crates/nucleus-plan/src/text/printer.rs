@@ -35,7 +35,7 @@ impl Plan {
             writeln!(f, ";")?;
         }
         for output in &self.outputs {
-            writeln!(f, "    output {}: {};", output.name, output.ty)?;
+            writeln!(f, "    output {}: {};", name(&output.name), output.ty)?;
         }
         for constraint in &self.constraints {
             writeln!(
@@ -69,6 +69,13 @@ impl Plan {
         }
         writeln!(f, "}}")
     }
+}
+
+/// A name as it is if it is one word, else in quotes: gradients are called as their weights are.
+fn name(text: &str) -> String {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let begins = text.chars().next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+    if begins && text.chars().all(word) { text.to_owned() } else { quoted(text) }
 }
 
 pub(super) fn quoted(text: &str) -> String {

@@ -238,7 +238,9 @@ fn sample() -> Plan {
             rate: Rate::Prompt,
             default: Some(Float(1.0)),
         }],
-        outputs: vec![PlanOutput { name: "sample".to_owned(), ty: TensorType::scalar(DType::F32) }],
+        outputs: ["sample", "grad.a.weight"]
+            .map(|name| PlanOutput { name: name.to_owned(), ty: TensorType::scalar(DType::F32) })
+            .to_vec(),
         weights: vec![("a.weight".to_owned(), TensorType::new(DType::Bf16, vec![Dim::constant(4)]))],
         buffers: vec![
             buffer(Place::Weight("a.weight".to_owned())),
