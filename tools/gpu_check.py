@@ -389,8 +389,9 @@ def record(arguments: argparse.Namespace) -> int:
     results = json.loads(arguments.results.read_text())
     parts = results["parts"]
     root = HERE.parent
-    smi = [field.strip() for field in parts.get("machine", {}).get("smi", {}).get("output", "").strip().split(",")]
-    device, driver = (smi + ["unknown", "unknown"])[:2] if smi != [""] else ("unknown", "unknown")
+    smi = parts.get("machine", {}).get("smi", {})
+    fields = [field.strip() for field in smi.get("output", "").split(",")] if smi.get("status") == 0 else []
+    device, driver = (fields + ["unknown device", "unknown"])[:2] if fields else ("unknown device", "unknown")
     date = results["about"]["packed"][:10]
     name = f"{date}-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}-{results['about']['commit'][:8]}"
     folder = root / "benches" / "results"
