@@ -28,6 +28,9 @@ pub(crate) fn check_plan(
     check_on(Architecture::SM80, plan, &Case { text: "", dims, value, tolerance });
 }
 
+/// Runs a plan, threads in an order that depends on a seed: the bytes of every output.
+type Run<'a> = Box<dyn Fn(u64) -> Result<Vec<Vec<u8>>, String> + 'a>;
+
 /// The same for the kernels of an architecture.
 pub(crate) fn check_on(architecture: Architecture, plan: &Plan, case: &Case) {
     let dims = bindings(case.dims);
@@ -40,7 +43,7 @@ pub(crate) fn check_on(architecture: Architecture, plan: &Plan, case: &Case) {
     }
     // The GPU has one order of threads, its own; but the same bits every time.
     let (dims, memory) = (&dims, &memory);
-    let run: Box<dyn Fn(u64) -> Result<Vec<Vec<u8>>, String>> = if device::wanted() {
+    let run: Run<'_> = if device::wanted() {
         let program = device::Program::compile(plan);
         Box::new(move |_| program.run(dims, memory))
     } else {
