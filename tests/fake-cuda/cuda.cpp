@@ -20,6 +20,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <filesystem>
 #include <functional>
 #include <map>
 #include <memory>
@@ -454,15 +455,15 @@ int cuModuleLoadData(Module** module, const void* image) {
 #endif
     header.e_flags = 0;
     header.e_ident[EI_ABIVERSION] = 0;
-    char path[] = "/tmp/fake-cubin-XXXXXX";
-    const int file = mkstemp(path);
+    std::string path = (std::filesystem::temp_directory_path() / "fake-cubin-XXXXXX").string();
+    const int file = mkstemp(path.data());
     if (file < 0) return INVALID_IMAGE;
     const auto* rest = static_cast<const unsigned char*>(image) + sizeof header;
     const size_t length = bytes - sizeof header;
     const bool written = write(file, &header, sizeof header) == ssize_t(sizeof header) && write(file, rest, length) == ssize_t(length);
     close(file);
-    void* library = written ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : nullptr;
-    unlink(path);
+    void* library = written ? dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL) : nullptr;
+    unlink(path.c_str());
     if (!library) {
         std::fprintf(stderr, "fake driver: %s\n", dlerror());
         return INVALID_IMAGE;

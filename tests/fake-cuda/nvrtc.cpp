@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <sstream>
@@ -68,9 +69,9 @@ int nvrtcCompileProgram(Program* program, int count, const char* const* options)
     for (int i = 0; i < count; ++i) {
         if (const char* name = std::strstr(options[i], "sm_")) capability = unsigned(std::strtoul(name + 3, nullptr, 10));
     }
-    char folder[] = "/tmp/fake-nvrtc-XXXXXX";
-    if (!mkdtemp(folder)) return 6;
-    const std::string base = std::string(folder) + "/unit";
+    std::string folder = (std::filesystem::temp_directory_path() / "fake-nvrtc-XXXXXX").string();
+    if (!mkdtemp(folder.data())) return 6;
+    const std::string base = folder + "/unit";
     std::string unit = "unit_" + program->name;
     for (char& c : unit) {
         if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
@@ -87,7 +88,7 @@ int nvrtcCompileProgram(Program* program, int count, const char* const* options)
     program->log = read(base + ".log");
     program->cubin = read(base + ".so");
     for (const char* extension : {".cpp", ".so", ".log"}) unlink((base + extension).c_str());
-    rmdir(folder);
+    rmdir(folder.c_str());
     if (status != 0 || program->cubin.size() < sizeof(Elf64_Ehdr)) return 6;
     for (const std::string& name : kernels(program->text)) {
         program->log += "ptxas info    : Compiling entry function '" + name + "' for 'sm_" + std::to_string(capability) +

@@ -86,15 +86,16 @@ fn lower(graph: &Graph, compute: DType) -> Result<Graph, PassError> {
                 let operands = product_operands(&rebuild, &narrow, graph, data)?;
                 rebuild.add(data.op.clone(), &operands, &data.scope)?
             } else if let (Op::Cast { .. }, [source]) = (&data.op, &data.operands[..])
-                && matches!(graph.ty(*source).dtype, dtype if dtype == DType::I8 || dtype == compute)
+                && graph.ty(*source).dtype == compute
             {
-                // Every float type holds 8-bit integers, and what was widened is as it was before: one exact cast, or none.
-                let stored = rebuild.value(*source)?;
-                if graph.ty(*source).dtype == compute {
-                    stored
-                } else {
-                    rebuild.add(Op::Cast { to: compute }, &[stored], &data.scope)?
-                }
+                // What was widened is as it was before.
+                rebuild.value(*source)?
+            } else if let (Op::Cast { .. }, [bytes]) = (&data.op, &data.operands[..])
+                && graph.ty(*bytes).dtype == DType::I8
+            {
+                // Every float type holds 8-bit integers: one exact cast instead of two.
+                let stored = rebuild.value(*bytes)?;
+                rebuild.add(Op::Cast { to: compute }, &[stored], &data.scope)?
             } else {
                 let wide = rebuild.value(*result)?;
                 rebuild.add(Op::Cast { to: compute }, &[wide], &data.scope)?
