@@ -81,7 +81,7 @@ def pack(arguments: argparse.Namespace) -> int:
         compress(library, folder / "nvrtc" / f"{library.name}.xz")
     for source, target in TREES:
         shutil.copytree(root / source, folder / target)
-    for script in ["gpu_check.py", "gpu_peers.py"]:
+    for script in ["gpu_check.py", "gpu_peers.py", "mid_size_model.json"]:
         shutil.copy(HERE / script, folder / script)
     commit = output_of(["git", "rev-parse", "HEAD"], cwd=root).strip()
     dirty = output_of(["git", "status", "--porcelain"], cwd=root).strip() != ""
@@ -319,12 +319,7 @@ def training(job: Run) -> dict[str, Any]:
         "timestep": ("F32", [batch], array.array("f", [(i + 0.5) / batch for i in range(batch)]).tobytes()),
         "grid": ("I64", [2], struct.pack("<qq", 16, 16)),
     })
-    (folder / "config.json").write_text(json.dumps({
-        "patch_size": 2, "in_channels": 64, "out_channels": 16, "num_layers": 8, "attention_head_dim": 64, "num_attention_heads": 8,
-        "num_key_value_heads": 2, "joint_attention_dim": 512, "axes_dims_rope": [8, 28, 28], "mlp_ratio": 4.0, "moe_enabled": True,
-        "dense_moe_strategy": "leave_first_three_blocks_dense", "num_experts": 16, "moe_intermediate_dim": 336,
-        "capacity_factors": [0.0, 0.0, 0.0, 2.0, 2.0, 2.0, 2.0, 2.0], "use_sigmoid": False, "route_scale": 2.5,
-    }))
+    shutil.copy(job.pack / "mid_size_model.json", folder / "config.json")
     measured = {}
     for dtype in ("f32", "bf16"):
         recipe = folder / f"recipe-{dtype}.toml"

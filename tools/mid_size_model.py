@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,26 +25,7 @@ from muon import Muon, newton_schulz
 from seeded_weights import parameter, uniform
 from training_loss import rectified_flow_loss
 
-CONFIG: dict[str, Any] = {
-    "patch_size": 2,
-    "in_channels": 64,
-    "out_channels": 16,
-    "num_layers": 8,
-    "attention_head_dim": 64,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "joint_attention_dim": 512,
-    "axes_dims_rope": [8, 28, 28],
-    "mlp_ratio": 4.0,
-    "moe_enabled": True,
-    "dense_moe_strategy": "leave_first_three_blocks_dense",
-    "num_experts": 16,
-    "moe_intermediate_dim": 336,
-    "capacity_factors": [0.0, 0.0, 0.0, 2.0, 2.0, 2.0, 2.0, 2.0],
-    "use_sigmoid": False,
-    "route_scale": 2.5,
-    "use_grouped_mm": True,
-}
+CONFIG: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text())
 BATCH, SIDE, TEXT_TOKENS = 8, 16, 32
 SEED = 0
 Z_LOSS = 5e-7
