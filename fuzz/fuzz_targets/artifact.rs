@@ -48,6 +48,7 @@ fn models() -> &'static [Compiled] {
                 target: "cpu".to_owned(),
                 plans: vec![plan],
                 cubins: Default::default(),
+                tuning: Default::default(),
             }
         };
         MODELS.iter().map(compile).collect()

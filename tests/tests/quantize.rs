@@ -127,6 +127,7 @@ fn an_artifact_holds_what_is_otherwise_quantised_at_load() {
         target: "cpu".to_owned(),
         plans: vec![model.compile_with("velocity", &options, &mut ()).expect("the definition compiles")],
         cubins: nucleus_cuda::StoredCubins::new(),
+        tuning: nucleus_cuda::Tuning::default(),
     };
     assert!(compiled.is_quantised());
     let folder = tempfile::tempdir().expect("a temporary folder");

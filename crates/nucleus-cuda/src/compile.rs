@@ -11,9 +11,9 @@ use thiserror::Error;
 use crate::architecture::Architecture;
 use crate::cache::{Cache, Entry};
 use crate::cubin::{CubinError, CubinKey, StoredCubins, check_cubin};
-use crate::facts::Facts;
 use crate::nvrtc::{Nvrtc, NvrtcError, Resources, resources};
-use crate::source::{KernelSource, SourceError, kernel_source};
+use crate::source::{KernelSource, SourceError};
+use crate::tuning::{Printed, Tuning, print_all};
 
 /// Stack of a thread that compiles: compilers recurse.
 const STACK_BYTES: usize = 32 << 20;
@@ -45,42 +45,33 @@ pub struct PrintError {
     pub source: SourceError,
 }
 
-/// The distinct kernels of some plans in the order of their first use.
+/// The distinct kernels of some plans in the order of their first use. Of contractions these are, for every architecture, the one for devices
+/// that the table does not name and those for the devices that it names.
 ///
 /// # Errors
-/// There is no template for a kernel.
+/// There is no template for a kernel, or the table has a tile for it that it cannot have.
 pub fn distinct_kernels<'a>(
     plans: impl IntoIterator<Item = &'a Plan>,
     architectures: &[Architecture],
+    tuning: &Tuning,
 ) -> Result<Vec<DistinctKernel>, PrintError> {
     let mut kernels: Vec<DistinctKernel> = Vec::new();
     let mut known: HashMap<String, usize> = HashMap::new();
-    for (position, plan) in plans.into_iter().enumerate() {
-        for (number, kernel) in plan.kernels.iter().enumerate() {
-            let id = KernelId(number as u32);
-            let facts = Facts::of(plan, id);
-            for architecture in architectures {
-                let source = kernel_source(kernel, &facts, *architecture).map_err(|source| PrintError {
-                    entry: plan.entry.clone(),
-                    kernel: id.0,
-                    anchor: kernel.anchor.name(),
-                    source,
-                })?;
-                let at = *known.entry(source.text.clone()).or_insert(kernels.len());
-                if at == kernels.len() {
-                    kernels.push(DistinctKernel {
-                        first: (position, id),
-                        anchor: kernel.anchor.name(),
-                        source,
-                        architectures: Vec::new(),
-                    });
-                }
-                if !kernels[at].architectures.contains(architecture) {
-                    kernels[at].architectures.push(*architecture);
-                }
-            }
+    print_all(plans, architectures, tuning, |plan, printed| {
+        let Printed { plan: position, kernel, architecture, source, .. } = printed;
+        let at = *known.entry(source.text.clone()).or_insert(kernels.len());
+        if at == kernels.len() {
+            kernels.push(DistinctKernel {
+                first: (position, kernel),
+                anchor: plan.kernel(kernel).anchor.name(),
+                source,
+                architectures: Vec::new(),
+            });
         }
-    }
+        if !kernels[at].architectures.contains(&architecture) {
+            kernels[at].architectures.push(architecture);
+        }
+    })?;
     Ok(kernels)
 }
 

@@ -33,8 +33,10 @@ pub use cubins::{Cubins, KernelCode, NoCubin};
 pub use driver::{CudaError, Device};
 pub use facts::Facts;
 pub use nvrtc::{Nvrtc, NvrtcError, Resources};
-pub use program::{CudaBindError, CudaBound, CudaProgram, DevicePointer, DeviceTable, LoadError, RunError};
+pub use program::{
+    CudaBindError, CudaBound, CudaProgram, DevicePointer, DeviceTable, LoadError, RunError, TileCounts,
+};
 pub use source::{KernelSource, SourceError, kernel_source};
 pub use tiles::Tile;
 pub use transfer::Transfer;
-pub use tuning::Tuning;
+pub use tuning::{Tuning, TuningError};

@@ -48,8 +48,7 @@ impl Device {
             f32_flops: f32,
             bandwidth: memory,
             cache_bandwidth: cache,
-            // A block leaves 1 KiB of the multiprocessor's to the system.
-            shared_memory: architecture.shared_memory() + 1024,
+            shared_memory: architecture.shared_memory() + SYSTEM_SHARED,
             block_shared_memory: architecture.shared_memory(),
             threads: architecture.threads_per_multiprocessor(),
         }
@@ -99,6 +98,10 @@ const F32: [(u32, u32, u32, u32, u32); 6] = [
     (32, 16, 1, 1, 8),
 ];
 
+/// Bytes of a multiprocessor's shared memory that the system has of every block.
+const SYSTEM_SHARED: u32 = 1024;
+/// Registers of a multiprocessor.
+const REGISTERS: u32 = 65536;
 /// The most stages: more than that hides no more latency.
 const MOST_STAGES: u32 = 6;
 /// Seconds from the request of a stage to its arrival.
@@ -132,7 +135,8 @@ impl Tile {
 
     /// Bytes of shared memory that leave room for as many blocks as there should be.
     fn room(&self, device: &Device) -> u32 {
-        (device.shared_memory / self.blocks.max(1)).saturating_sub(1024).min(device.block_shared_memory)
+        let each = device.shared_memory / self.blocks.max(1);
+        each.saturating_sub(SYSTEM_SHARED).min(device.block_shared_memory)
     }
 
     fn stage_bytes(&self, dtype: DType) -> u32 {
@@ -165,30 +169,91 @@ impl Tile {
         (self.stages * self.stage_bytes(dtype)).max(slice)
     }
 
-    /// True if the numbers fit each other and the device; what is read from a table need not.
-    pub fn is_legal(&self, dtype: DType, device: &Device) -> bool {
-        let powers = [self.rows, self.columns, self.warps, self.across];
-        let within = powers.iter().all(|n| n.is_power_of_two())
-            && (16..=256).contains(&self.rows)
-            && (16..=256).contains(&self.columns)
-            && self.warps <= 16
-            && self.across <= self.warps
-            && (2..=16).contains(&self.stages)
-            && (1..=16).contains(&self.blocks)
-            && [64, 128].contains(&(self.depth as usize * dtype.size()));
-        if !within {
-            return false;
-        }
-        let (rows, columns) = (self.rows * self.across / self.warps, self.columns / self.across);
-        let warp = if dtype == DType::F32 {
-            let whole = |lines: u32, places: u32| lines.is_multiple_of(4 * places) && lines / places <= 8;
-            whole(rows, 8) && whole(columns, 4)
-        } else {
-            rows >= 16 && columns >= 16 && rows * columns <= 64 * 64
+    /// Whether each number is one that some kernel can have, whatever its element type and device.
+    ///
+    /// # Errors
+    /// The first that is not, with what is expected.
+    pub fn check_numbers(&self) -> Result<(), TileError> {
+        let power = |name, value: u32, least: u32, most: u32| {
+            let fits = value.is_power_of_two() && (least..=most).contains(&value);
+            let expected = || format!("`{name} = {value}`: expected a power of two from {least} to {most}");
+            if fits { Ok(()) } else { Err(TileError(expected())) }
         };
-        warp && self.shared_bytes(dtype, device) <= device.block_shared_memory
+        let number = |name, value: u32, least: u32, most: u32| {
+            let expected = || format!("`{name} = {value}`: expected a number from {least} to {most}");
+            if (least..=most).contains(&value) { Ok(()) } else { Err(TileError(expected())) }
+        };
+        power("rows", self.rows, 16, 256)?;
+        power("columns", self.columns, 16, 256)?;
+        power("depth", self.depth, 16, 64)?;
+        number("stages", self.stages, 2, 16)?;
+        power("warps", self.warps, 1, 16)?;
+        power("across", self.across, 1, self.warps)?;
+        number("blocks", self.blocks, 1, 16)
+    }
+
+    /// Whether kernels of that element type can be written with the numbers, and the device runs them; what is read from a table need not be so.
+    ///
+    /// # Errors
+    /// What does not fit, with what would.
+    pub fn check(&self, dtype: DType, device: &Device) -> Result<(), TileError> {
+        self.check_numbers()?;
+        let fail = |what: String| Err(TileError(what));
+        let size = dtype.size() as u32;
+        if ![64, 128].contains(&(self.depth * size)) {
+            let (one, other) = (64 / size, 128 / size);
+            return fail(format!("`depth = {}`: products in {dtype} have {one} or {other}", self.depth));
+        }
+        // A row of a tile is moved by no less than its elements' number of threads, if these are moved one by one.
+        if self.depth > self.threads() {
+            return fail(format!("`depth = {}` needs more than one warp", self.depth));
+        }
+        let down = self.warps / self.across;
+        let (rows, columns) = (self.rows / down, self.columns / self.across);
+        let warps = format!("{down} x {} warps of {rows} rows and {columns} columns each", self.across);
+        if dtype == DType::F32 {
+            // A warp is 8 x 4 threads, and each moves its accumulators four at a time.
+            if ![32, 64].contains(&rows) || ![16, 32].contains(&columns) {
+                return fail(format!("{warps}: those of {dtype} have 32 or 64 rows and 16 or 32 columns"));
+            }
+        } else if rows < 16 || columns < 16 || rows * columns > 64 * 64 {
+            return fail(format!(
+                "{warps}: those of {dtype} have at least 16 rows and columns, and at most 4096 accumulators"
+            ));
+        }
+        let (shared, most) = (self.shared_bytes(dtype, device), device.block_shared_memory);
+        if shared > most {
+            let stages = self.stages;
+            return fail(format!("{stages} stages take {shared} bytes of shared memory, a block has {most}"));
+        }
+        let (threads, blocks) = (self.threads(), self.blocks);
+        if threads * blocks > device.threads {
+            return fail(format!(
+                "{blocks} blocks of {threads} threads: a multiprocessor has {} threads",
+                device.threads
+            ));
+        }
+        let all = blocks * (shared + SYSTEM_SHARED);
+        if all > device.shared_memory {
+            return fail(format!(
+                "{blocks} blocks take {all} bytes of shared memory, a multiprocessor has {}",
+                device.shared_memory
+            ));
+        }
+        let (accumulators, registers) = (rows * columns / 32, REGISTERS / (blocks * threads));
+        if accumulators >= registers {
+            return fail(format!(
+                "{blocks} blocks leave a thread {registers} registers, and its accumulators take {accumulators}"
+            ));
+        }
+        Ok(())
     }
 }
+
+/// A tile that kernels cannot have: which number, and what is expected.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct TileError(String);
 
 /// A contraction at some sizes.
 #[derive(Clone, Debug, PartialEq)]
@@ -227,7 +292,8 @@ impl Problem {
         let multiprocessors = f64::from(device.multiprocessors);
 
         let shared =
-            f64::from(device.shared_memory / (tile.shared_bytes(self.dtype, device) + 1024)).max(1.0);
+            f64::from(device.shared_memory / (tile.shared_bytes(self.dtype, device) + SYSTEM_SHARED))
+                .max(1.0);
         let threads = f64::from(device.threads / tile.threads()).max(1.0);
         let resident = shared.min(threads).min(f64::from(tile.blocks.max(1)));
 

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use nucleus_cuda::compile::stored;
 use nucleus_cuda::cubin::check_cubin;
 use nucleus_cuda::{
-    Architecture, Cache, CompiledKernel, Compiler, DistinctKernel, Nvrtc, NvrtcError, distinct_kernels,
+    Architecture, Cache, CompiledKernel, Compiler, DistinctKernel, Nvrtc, NvrtcError, Tuning,
+    distinct_kernels,
 };
 use nucleus_plan::text::parse_plan;
 
@@ -32,7 +33,7 @@ fn nvrtc() -> Option<Nvrtc> {
 /// The kernels of the plan, twice: they are listed once.
 fn kernels() -> Vec<DistinctKernel> {
     let plan = parse_plan(PLAN).unwrap();
-    distinct_kernels([&plan, &plan], &ARCHITECTURES).unwrap()
+    distinct_kernels([&plan, &plan], &ARCHITECTURES, &Tuning::default()).unwrap()
 }
 
 fn compile(compiler: &Compiler) -> Vec<CompiledKernel> {

@@ -1,8 +1,8 @@
 //! Artifacts: compiled models in one file.
 //!
 //! A `.nuc` file is a valid safetensors file. Tensors whose names begin with `nucleus.` hold what the compiler made, as bytes: the
-//! model's texts, one plan per entry and, for GPUs, the cubin of every kernel under the hash of its text. All other tensors are weights
-//! under their checkpoint names. The metadata says what the file is, for which dtype and target, with which config values, and the hash
+//! model's texts, one plan per entry and, for GPUs, the cubin of every kernel under the hash of its text and the measured tiles that kernels
+//! were printed with. All other tensors are weights under their checkpoint names. The metadata says what the file is, for which dtype and target, with which config values, and the hash
 //! of the compiler's tensors.
 //!
 //! An artifact is untrusted input: sizes are checked before anything is allocated, plans are verified before anything runs. A cubin is
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use nucleus_cuda::{CubinKey, StoredCubins};
+use nucleus_cuda::{CubinKey, StoredCubins, Tuning};
 use nucleus_ir::DType;
 use nucleus_passes::elaborate::ConfigValue;
 use nucleus_plan::Plan;
@@ -30,7 +30,7 @@ use crate::weights::{WeightSpec, stored_scales};
 /// Names of tensors that are not weights begin with this.
 pub const RESERVED: &str = "nucleus.";
 /// The version of the format that this crate writes and reads.
-pub const FORMAT_VERSION: &str = "5";
+pub const FORMAT_VERSION: &str = "6";
 /// The most bytes that the compiler's tensors without cubins may have together. Decoded, a part takes up to some forty times its bytes.
 pub const MAX_PART_BYTES: usize = 64 << 20;
 /// The most bytes that all cubins may have together.
@@ -38,6 +38,8 @@ pub const MAX_CUBIN_BYTES: usize = 512 << 20;
 
 /// What the name of a cubin begins with; the rest is that of its [`CubinKey`].
 const CUBIN: &str = "nucleus.cubin.";
+/// The part that holds measured tiles, as a table's text.
+const TUNING: &str = "nucleus.tuning";
 
 /// Why an artifact could not be read.
 #[derive(Debug, Error)]
@@ -104,6 +106,8 @@ pub struct Compiled {
     pub plans: Vec<Plan>,
     /// Machine code for GPUs: that of every kernel, for every architecture of the target.
     pub cubins: StoredCubins,
+    /// Measured tiles that some of the cubins have: whoever loads them chooses by these, see [`crate::Gpu::tuned`].
+    pub tuning: Tuning,
 }
 
 impl Compiled {
@@ -235,6 +239,7 @@ impl Reader<'_> {
         let mut text = None;
         let mut plans = Vec::new();
         let mut cubins = StoredCubins::new();
+        let mut tuning = Tuning::default();
         let (mut total, mut cubin_total) = (0usize, 0usize);
         let mut parts: Vec<_> =
             self.file.header().tensors.iter().filter(|entry| entry.name.starts_with(RESERVED)).collect();
@@ -268,6 +273,9 @@ impl Reader<'_> {
                     let decoded = postcard::from_bytes(bytes);
                     text = Some(decoded.map_err(|error| self.broken(&entry.name, error))?);
                 }
+                None if entry.name == TUNING => {
+                    tuning = self.tuning(bytes).map_err(|why| self.broken(&entry.name, why))?;
+                }
                 None => return Err(self.broken(&entry.name, "it is not a part of this format")),
             }
         }
@@ -281,7 +289,13 @@ impl Reader<'_> {
         if plans.is_empty() {
             return Err(self.broken("nucleus.plan", "there is no plan"));
         }
-        Ok(Compiled { text, config, dtype, target, plans, cubins })
+        Ok(Compiled { text, config, dtype, target, plans, cubins, tuning })
+    }
+
+    fn tuning(&self, bytes: &[u8]) -> Result<Tuning, String> {
+        let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
+        let origin = format!("in `{}`", self.path.display());
+        Tuning::parse(text, &origin).map_err(|error| error.to_string())
     }
 
     fn plan(&self, entry: &str, part: &str, bytes: &[u8]) -> Result<Plan, ArtifactError> {
@@ -354,6 +368,9 @@ pub fn write_artifact(
         let name = format!("nucleus.plan.{}", plan.entry);
         let bytes = encode(&name, postcard::to_stdvec(plan))?;
         parts.insert(name, bytes);
+    }
+    if !compiled.tuning.is_empty() {
+        parts.insert(TUNING.to_owned(), compiled.tuning.to_string().into_bytes());
     }
     let cubins: BTreeMap<String, &[u8]> =
         compiled.cubins.iter().map(|(key, cubin)| (format!("{CUBIN}{}", key.name()), cubin)).collect();

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use nucleus_cuda::{Architecture, CubinKey, StoredCubins};
+use nucleus_cuda::{Architecture, CubinKey, StoredCubins, Tuning};
 use nucleus_ir::DType;
 use nucleus_runtime::artifact::{RESERVED, write_artifact};
 use nucleus_runtime::safetensors_file::{MappedFile, StoredDType};
@@ -29,7 +29,7 @@ fn compiled(cubins: StoredCubins) -> Compiled {
     let text = ModelText { main: ("f.ir".to_owned(), source.to_owned()), modules: Vec::new() };
     let plan = Model::from_text(&text).unwrap().compile("f", DType::F32, &mut ()).unwrap();
     let (config, target) = (Vec::new(), "cuda:sm_90".to_owned());
-    Compiled { text, config, dtype: DType::F32, target, plans: vec![plan], cubins }
+    Compiled { text, config, dtype: DType::F32, target, plans: vec![plan], cubins, tuning: Tuning::default() }
 }
 
 fn write(path: &Path, cubins: StoredCubins) {

@@ -46,13 +46,19 @@ For GPUs it also holds the machine code of every kernel, so that what runs it ne
 driver: `tools/fetch-nvrtc` fetches it, or NUCLEUS_NVRTC names the library or its folder. Kernels are kept in NUCLEUS_CACHE, else in
 ~/.cache/nucleus, and compiled once. Trust such an artifact as you trust a program.
 
+Tiles of matrix products are chosen by a cost model of the architecture, or by --tuning: a table of what was measured, on devices that it
+names or on all of an architecture. `--emit tiles` writes the table of the choices made, to start from. The artifact then runs on the devices
+of the table with their tiles, and on others of its architectures as if they were not in it. docs/cuda.md describes tables.
+
 Examples:
   nucleusc compile ir-specs/nucleus_image.ir --dtype bf16 -o nucleus-image.nuc
   nucleusc compile model.ir --weights checkpoint/transformer -o model.nuc
   nucleusc compile model.ir --weights checkpoint/transformer --quantize int8 -o small.nuc
   nucleusc compile model.ir -o model.nuc --emit simplify,plan --emit-dir stages
   nucleusc compile model.ir --entry loss --gradients -o loss.nuc --emit differentiate --emit-dir stages
-  nucleusc compile model.ir --target cuda:sm_80,sm_90 -o model.nuc --emit cuda,cubin --emit-dir kernels"
+  nucleusc compile model.ir --target cuda:sm_80,sm_90 -o model.nuc --emit cuda,cubin --emit-dir kernels
+  nucleusc compile model.ir --target cuda:sm_90 -o model.nuc --emit tiles --emit-dir kernels
+  nucleusc compile model.ir --target cuda:sm_90 --tuning kernels/tiles.toml -o model.nuc"
     )]
     Compile(CompileArguments),
     /// Run an entry of a model on given inputs
@@ -75,6 +81,7 @@ Examples:
   nucleusc bench ir-specs/nucleus_image.ir --weights slice --dim B=1 --dim H=32 --dim W=32 --dim T=64
   nucleusc bench ir-specs/nucleus_image.ir --weights slice --dim B=1 --dim T=64 --sweep H=8,16,32,64 --sweep W=8,16,32,64
   nucleusc bench model.nuc --inputs in.safetensors --dim H=32 --repeat 10 --json
+  nucleusc bench model.ir --weights slice --backend cuda --tuning tiles.toml --dim B=1 --dim H=32 --dim W=32 --dim T=64 --profile
   nucleusc bench ir-specs/nucleus_image.ir --weights random --quantize int8 --dim B=1 --dim H=16 --dim W=16 --dim T=64"
     )]
     Bench(BenchArguments),
@@ -271,13 +278,17 @@ pub struct CompileArguments {
     /// The machine to compile for: `cpu`, or NVIDIA GPUs by their architectures, `cuda:sm_80,sm_90`
     #[arg(long, value_name = "TARGET", default_value = "cpu", value_parser = target)]
     pub target: Target,
+    /// For GPUs, a table of measured tiles of matrix products, which come before the cost model's; the artifact keeps what applies
+    #[arg(long, value_name = "TABLE.toml")]
+    pub tuning: Option<PathBuf>,
     /// The artifact to write
     #[arg(short, long, value_name = "OUT.nuc")]
     pub output: PathBuf,
-    /// Stages whose text is written: names of passes, or `plan`; for GPUs also `cuda` and `cubin`, the kernels; or `all`
+    /// Stages whose text is written: names of passes, or `plan`; for GPUs also `cuda` and `cubin`, the kernels, and `tiles`, the table of their
+    /// tiles; or `all`
     #[arg(long, value_name = "STAGE,…", value_delimiter = ',')]
     pub emit: Vec<String>,
-    /// Where they go: one file per entry and stage, and `KERNEL.ARCHITECTURE.cu` and `.cubin` of every distinct kernel
+    /// Where they go: one file per entry and stage, `KERNEL.ARCHITECTURE.cu` and `.cubin` of every distinct kernel, and `tiles.toml`
     #[arg(long, value_name = "DIR", requires = "emit")]
     pub emit_dir: Option<PathBuf>,
     /// Print one JSON object instead of text
@@ -343,6 +354,9 @@ pub struct SessionArguments {
     /// Threads [default: the number of cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// A table of measured tiles of matrix products, which come before the cost model's; needs --backend cuda
+    #[arg(long, value_name = "TABLE.toml")]
+    pub tuning: Option<PathBuf>,
 }
 
 /// `nucleusc run`.
@@ -395,6 +409,9 @@ pub struct GradArguments {
     /// What computes
     #[arg(long, value_name = "BACKEND", default_value = "cpu")]
     pub backend: Processor,
+    /// A table of measured tiles of matrix products, which come before the cost model's; needs --backend cuda
+    #[arg(long, value_name = "TABLE.toml")]
+    pub tuning: Option<PathBuf>,
     /// Print one JSON object instead of text
     #[arg(long)]
     pub json: bool,
@@ -418,6 +435,9 @@ pub struct TrainArguments {
     /// What computes
     #[arg(long, value_name = "BACKEND", default_value = "cpu")]
     pub backend: Processor,
+    /// A table of measured tiles of matrix products, which come before the cost model's; needs --backend cuda
+    #[arg(long, value_name = "TABLE.toml")]
+    pub tuning: Option<PathBuf>,
     /// Print JSON instead of text: one object per step and one at the end
     #[arg(long)]
     pub json: bool,
@@ -453,6 +473,9 @@ pub struct SampleArguments {
     /// What computes
     #[arg(long, value_name = "BACKEND", default_value = "cpu")]
     pub backend: Processor,
+    /// A table of measured tiles of matrix products, which come before the cost model's; needs --backend cuda
+    #[arg(long, value_name = "TABLE.toml")]
+    pub tuning: Option<PathBuf>,
     /// The grid of pictures, a PNG file
     #[arg(short, long, value_name = "grid.png")]
     pub output: PathBuf,

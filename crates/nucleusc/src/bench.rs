@@ -80,6 +80,8 @@ fn as_json(
     value["quantised"] = json!(quantised(session));
     value["threads"] = json!(session.threads());
     value["device"] = json!(session.gpu().map(|gpu| gpu.device().name()));
+    value["tiles"] =
+        json!(session.tiles().map(|tiles| json!({ "measured": tiles.measured, "modelled": tiles.modelled })));
     value["load_s"] = json!(load.as_secs_f64());
     value["memory"] = json!({ "packed": memory.packed, "plain": memory.plain, "arenas": memory.arenas });
     Ok(value.to_string())
@@ -119,6 +121,10 @@ fn describe(
         writeln!(text, "copies in the GPU's memory reach {:.0} GB/s, read and written", copy / 1e9)?;
     }
     writeln!(text, "{}", loaded(session, load))?;
+    if let Some(tiles) = session.tiles().filter(|tiles| tiles.measured > 0) {
+        let all = tiles.measured + tiles.modelled;
+        writeln!(text, "tiles of {} of {all} kernels of matrix products are measured ones", tiles.measured)?;
+    }
     if with_kinds {
         text.push_str(&profile::table(&kinds(session, taken)));
     }

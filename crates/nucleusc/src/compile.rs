@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use nucleus_cuda::Tuning;
 use nucleus_ir::{Bindings, DType, Dim, Rate};
 use nucleus_passes::pipeline::{Form, PASSES, Pass, PassTiming};
 use nucleus_passes::remat::{Policy, Remat};
@@ -31,6 +32,16 @@ pub fn compile(arguments: &CompileArguments) -> anyhow::Result<()> {
     if !arguments.emit.is_empty() && arguments.emit_dir.is_none() {
         bail!("--emit needs --emit-dir DIR, the folder for the files");
     }
+    // Before NVRTC is looked for: what is wrong with the table is said on any machine.
+    let tuning = match (&arguments.tuning, &arguments.target) {
+        (None, _) => Tuning::default(),
+        (Some(table), Target::Cuda(_)) => Tuning::read(table)?,
+        (Some(_), Target::Cpu) => {
+            bail!(
+                "--tuning gives the tiles of kernels for GPUs: it needs a target such as --target cuda:sm_90"
+            )
+        }
+    };
     let gpu = match &arguments.target {
         Target::Cpu => None,
         Target::Cuda(architectures) => Some((cubins::compiler()?, architectures)),
@@ -68,7 +79,7 @@ pub fn compile(arguments: &CompileArguments) -> anyhow::Result<()> {
         None => None,
         Some((compiler, architectures)) => {
             let plans = entries_compiled.iter().map(|(plan, _)| plan);
-            let kernels = cubins::compile_kernels(&compiler, plans, architectures)?;
+            let kernels = cubins::compile_kernels(&compiler, plans, architectures, &tuning)?;
             if let Some(folder) = &arguments.emit_dir {
                 kernels.write(folder, emitted)?;
             }
@@ -84,6 +95,7 @@ pub fn compile(arguments: &CompileArguments) -> anyhow::Result<()> {
         target: target.clone(),
         plans: entries_compiled.iter().map(|(plan, _)| plan.clone()).collect(),
         cubins: kernels.as_ref().map(cubins::Kernels::stored).transpose()?.unwrap_or_default(),
+        tuning: kernels.as_ref().map(cubins::Kernels::tuning).unwrap_or_default(),
     };
     if let Some(weights) = &weights {
         WeightSource::check(weights, &compiled.weight_specs(), Extras::Refuse)?;
@@ -131,7 +143,8 @@ pub fn compile(arguments: &CompileArguments) -> anyhow::Result<()> {
     report::print(&text)
 }
 
-/// The stages to print: names of passes; `plan` is the last one, `cuda` and `cubin` are the kernels of a GPU, `all` is everything.
+/// The stages to print: names of passes; `plan` is the last one, `cuda` and `cubin` are the kernels of a GPU and `tiles` is their table of
+/// tiles, `all` is everything.
 fn emitted(names: &[String], target: &Target) -> anyhow::Result<(BTreeSet<&'static str>, Emitted)> {
     let gpu = matches!(target, Target::Cuda(_));
     let mut stages = BTreeSet::new();
@@ -140,13 +153,14 @@ fn emitted(names: &[String], target: &Target) -> anyhow::Result<(BTreeSet<&'stat
         match (name.as_str(), PASSES.last()) {
             ("all", _) => {
                 stages.extend(PASSES.iter().map(|pass| pass.name));
-                kernels = Emitted { sources: gpu, cubins: gpu };
+                kernels = Emitted { sources: gpu, cubins: gpu, tiles: gpu };
             }
-            ("cuda" | "cubin", _) if !gpu => {
+            ("cuda" | "cubin" | "tiles", _) if !gpu => {
                 bail!("--emit {name} needs a GPU to compile for, such as --target cuda:sm_90")
             }
             ("cuda", _) => kernels.sources = true,
             ("cubin", _) => kernels.cubins = true,
+            ("tiles", _) => kernels.tiles = true,
             ("plan", Some(last)) => {
                 stages.insert(last.name);
             }
@@ -155,7 +169,7 @@ fn emitted(names: &[String], target: &Target) -> anyhow::Result<(BTreeSet<&'stat
                 let known = known.with_context(|| {
                     let all: Vec<&str> = PASSES.iter().map(|pass| pass.name).collect();
                     format!(
-                        "there is no stage `{name}`: expected {}, plan, cuda, cubin or all",
+                        "there is no stage `{name}`: expected {}, plan, cuda, cubin, tiles or all",
                         all.join(", ")
                     )
                 })?;

@@ -6,8 +6,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use nucleus_cuda::tuning::{TileChoice, tile_choices, tile_table};
 use nucleus_cuda::{Architecture, Cache, CompiledKernel, Compiler, Nvrtc, Resources, StoredCubins};
-use nucleus_cuda::{compile, distinct_kernels};
+use nucleus_cuda::{Tuning, compile, distinct_kernels};
 use nucleus_plan::Plan;
 use serde_json::{Value, json};
 
@@ -20,11 +21,17 @@ pub struct Emitted {
     pub sources: bool,
     /// Its machine code.
     pub cubins: bool,
+    /// The table of tiles.
+    pub tiles: bool,
 }
 
 /// The kernels of all entries, compiled.
 pub struct Kernels {
     kernels: Vec<CompiledKernel>,
+    /// The tile of every product.
+    tiles: Vec<TileChoice>,
+    /// The entries of the table that apply.
+    tuning: Tuning,
     nvrtc: (u32, u32),
     time: Duration,
 }
@@ -34,14 +41,17 @@ pub fn compiler() -> anyhow::Result<Compiler> {
     Ok(Compiler::new(Nvrtc::load()?, Cache::standard()))
 }
 
-/// Compiles the kernels of all plans on all cores.
+/// Compiles the kernels of all plans on all cores, with tiles of the table where it has some.
 pub fn compile_kernels<'a>(
     compiler: &Compiler,
-    plans: impl IntoIterator<Item = &'a Plan>,
+    plans: impl IntoIterator<Item = &'a Plan> + Clone,
     architectures: &[Architecture],
+    tuning: &Tuning,
 ) -> anyhow::Result<Kernels> {
     let start = Instant::now();
-    let kernels = distinct_kernels(plans, architectures)?;
+    let tuning = tuning.of_plans(plans.clone(), architectures);
+    let tiles = tile_choices(plans.clone(), architectures, &tuning)?;
+    let kernels = distinct_kernels(plans, architectures, &tuning)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let bar = progress::step_bar("kernels");
     let kernels = compiler.compile_kernels(kernels, threads, &|done, all| {
@@ -52,7 +62,8 @@ pub fn compile_kernels<'a>(
     if let Some(warning) = compiler.take_warning() {
         report::note(&format!("warning: {warning}"));
     }
-    Ok(Kernels { kernels: kernels?, nvrtc: compiler.nvrtc().version(), time: start.elapsed() })
+    let (kernels, nvrtc) = (kernels?, compiler.nvrtc().version());
+    Ok(Kernels { kernels, tiles, tuning, nvrtc, time: start.elapsed() })
 }
 
 /// Of some kernels: sums, and the most that one of their functions takes.
@@ -74,7 +85,17 @@ impl Kernels {
         Ok(compile::stored(&self.kernels)?)
     }
 
-    /// Writes `<kernel>.<architecture>.cu` and `.cubin`.
+    /// The measured tiles as the artifact holds them.
+    pub fn tuning(&self) -> Tuning {
+        self.tuning.clone()
+    }
+
+    /// How many products have measured tiles, and how many there are: on every architecture, and again on every device of the table.
+    fn tiles(&self) -> (usize, usize) {
+        (self.tiles.iter().filter(|choice| choice.tile.given).count(), self.tiles.len())
+    }
+
+    /// Writes `<kernel>.<architecture>.cu` and `.cubin`, and `tiles.toml`.
     pub fn write(&self, folder: &Path, emitted: Emitted) -> anyhow::Result<()> {
         let write = |name: String, bytes: &[u8]| {
             let path = folder.join(name);
@@ -83,6 +104,9 @@ impl Kernels {
         if emitted != Emitted::default() {
             std::fs::create_dir_all(folder)
                 .with_context(|| format!("cannot make folder `{}`", folder.display()))?;
+        }
+        if emitted.tiles {
+            write("tiles.toml".to_owned(), tile_table(&self.tiles).as_bytes())?;
         }
         for kernel in &self.kernels {
             for image in &kernel.images {
@@ -134,6 +158,8 @@ impl Kernels {
             report::duration(self.time),
             sum(|work| work.cached)
         )?;
+        let (measured, tiles) = self.tiles();
+        writeln!(text, "tiles: {tiles} of matrix products, {measured} of them measured")?;
         for (anchor, work) in &work {
             let spills = match work.spills {
                 0 => "no spills".to_owned(),
@@ -172,6 +198,8 @@ impl Kernels {
         json!({
             "nvrtc": format!("{}.{}", self.nvrtc.0, self.nvrtc.1),
             "seconds": self.time.as_secs_f64(),
+            "tiles": self.tiles().1,
+            "measured_tiles": self.tiles().0,
             "anchors": anchors,
         })
     }

@@ -31,7 +31,7 @@ pub fn grad(arguments: &GradArguments) -> anyhow::Result<()> {
     let options =
         LossOptions { dtype, remat: None, coefficients: Vec::new(), orthogonality: 0.0, routers: Vec::new() };
     let start = Instant::now();
-    let gpu = gpu::open(arguments.backend, None)?;
+    let gpu = gpu::open(arguments.backend, None, arguments.tuning.as_deref())?;
     let mut engine = GraphEngine::with_gpu(model, &[all], options, arguments.threads, gpu.as_ref())?;
     if let Some(routine) = engine.routine() {
         known(arguments, &batch, routine.signature())?;

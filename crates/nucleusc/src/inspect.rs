@@ -46,6 +46,7 @@ fn artifact(arguments: &InspectArguments) -> anyhow::Result<()> {
             "quantised": compiled.is_quantised(),
             "target": compiled.target,
             "cubins": compiled.cubins.len(),
+            "tiles": compiled.tuning.len(),
             "entries": entries,
             "checkpoint": artifact.weights().map(describe),
         });
@@ -62,6 +63,9 @@ fn artifact(arguments: &InspectArguments) -> anyhow::Result<()> {
     if !compiled.cubins.is_empty() {
         let bytes = compiled.cubins.iter().map(|(_, cubin)| cubin.len() as u64).sum();
         writeln!(text, "  cubins  {}, {}", compiled.cubins.len(), report::bytes(bytes))?;
+    }
+    if !compiled.tuning.is_empty() {
+        writeln!(text, "  tiles   {} measured", compiled.tuning.len())?;
     }
     for (key, value) in &compiled.config {
         writeln!(text, "  config  {key} = {value}")?;

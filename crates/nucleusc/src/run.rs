@@ -5,6 +5,7 @@ use std::time::Instant;
 use anyhow::Context;
 use nucleus_ir::Bindings;
 use nucleus_plan::Plan;
+use nucleus_runtime::gpu::TileCounts;
 use nucleus_runtime::reference::run_reference;
 use nucleus_runtime::{Session, SessionOptions, Signature, TensorMap};
 use serde_json::json;
@@ -31,6 +32,7 @@ pub fn run(arguments: &RunArguments) -> anyhow::Result<()> {
             (outputs, load_time, start.elapsed())
         }
         Backend::Interp => {
+            gpu::no_table(arguments.session.tuning.as_deref())?;
             let start = Instant::now();
             let outputs = interpret(&source, &arguments.session, &inputs)?;
             (outputs, std::time::Duration::ZERO, start.elapsed())
@@ -70,7 +72,7 @@ pub fn session(
     sizes: &dyn Fn(&Plan) -> Option<Bindings>,
 ) -> anyhow::Result<Session> {
     anyhow::ensure!(arguments.threads != Some(0), "--threads must be at least 1");
-    let gpu = gpu::open(processor, source.compiled.as_ref())?;
+    let gpu = gpu::open(processor, source.compiled.as_ref(), arguments.tuning.as_deref())?;
     let plan = match source.compiled {
         Some(compiled) => {
             let mut plans = compiled.plans;
@@ -99,6 +101,13 @@ pub fn session(
         bar.set_position(done as u64);
     })?;
     bar.finish_and_clear();
+    // A table that was made of other kernels says nothing: these run, but not as its owner thinks.
+    if let (Some(table), Some(TileCounts { measured: 0, .. })) = (&arguments.tuning, session.tiles()) {
+        let (table, device) = (table.display(), session.gpu().map_or("", |gpu| gpu.device().name()));
+        report::note(&format!(
+            "warning: no entry of `{table}` is for these kernels at these shapes on {device}"
+        ));
+    }
     Ok(session)
 }
 

@@ -15,7 +15,8 @@ use crate::{gpu, report};
 pub fn sample(arguments: &SampleArguments) -> anyhow::Result<()> {
     let recipe = Recipe::read(&arguments.recipe)?;
     let samples = samples(arguments, &recipe)?;
-    let painter = Painter::new(&recipe)?.on(gpu::open(arguments.backend, None)?);
+    let gpu = gpu::open(arguments.backend, None, arguments.tuning.as_deref())?;
+    let painter = Painter::new(&recipe)?.on(gpu);
     let weights = match &arguments.weights {
         Some(path) => path.clone(),
         None => {

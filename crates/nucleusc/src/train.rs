@@ -28,7 +28,7 @@ use crate::{gpu, report};
 pub fn train(arguments: &TrainArguments) -> anyhow::Result<()> {
     let recipe = Recipe::read(&arguments.recipe)?;
     let start = Instant::now();
-    let gpu = gpu::open(arguments.backend, None)?;
+    let gpu = gpu::open(arguments.backend, None, arguments.tuning.as_deref())?;
     let Assembled { mut engine, mut source, config } = assemble_on(&recipe, gpu.as_ref())?;
     let elements = engine.parameters().elements();
     if !arguments.json {

@@ -135,7 +135,7 @@ fn what_cannot_be_compiled_for_is_said_with_the_way_out() {
         (&["--target", "cuda"], &["expected `cpu`, or `cuda:` and architectures"]),
         (&["--emit", "cuda", "--emit-dir", "k"], &["--emit cuda needs a GPU", "--target cuda:"]),
         (&["--emit", "cubin", "--emit-dir", "k"], &["--emit cubin needs a GPU"]),
-        (&["--emit", "ptx", "--emit-dir", "k"], &["no stage `ptx`", "cuda, cubin or all"]),
+        (&["--emit", "ptx", "--emit-dir", "k"], &["no stage `ptx`", "cuda, cubin, tiles or all"]),
         (&["--target", "cuda:sm_80", "--emit", "cubin"], &["--emit needs --emit-dir"]),
     ];
     for (arguments, wanted) in cases {

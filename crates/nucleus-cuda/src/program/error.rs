@@ -6,6 +6,7 @@ use thiserror::Error;
 use crate::cubins::NoCubin;
 use crate::driver::CudaError;
 use crate::source::{GridError, SourceError};
+use crate::tuning::TuningError;
 
 /// A plan that cannot become a program.
 #[derive(Debug, Error)]
@@ -19,6 +20,16 @@ pub enum LoadError {
         entry: String,
         /// Why.
         source: SourceError,
+    },
+    /// The table of measured tiles has one for a kernel that it cannot have.
+    #[error("kernel k{kernel} of `{entry}`: {source}")]
+    Tuning {
+        /// The kernel's number in the plan.
+        kernel: usize,
+        /// The plan's entry.
+        entry: String,
+        /// What is wrong with it.
+        source: TuningError,
     },
     /// A kernel has no machine code.
     #[error(transparent)]

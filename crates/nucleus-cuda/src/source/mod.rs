@@ -29,6 +29,8 @@ pub use limits::{Limit, LimitKind, limit_source};
 
 use crate::architecture::Architecture;
 use crate::facts::Facts;
+use crate::tiles::{Tile, TileError};
+use crate::tuning::TuningError;
 
 /// Why a kernel cannot be printed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -39,6 +41,12 @@ pub enum SourceError {
     /// The CUDA backend has no template for it.
     #[error("no CUDA template computes {0}")]
     Unsupported(String),
+    /// The tile that it was given, see [`Facts::with_tile`], is none that it can have.
+    #[error("the tile it is given: {0}")]
+    Tile(#[from] TileError),
+    /// The table of measured tiles has one for it that it cannot have.
+    #[error(transparent)]
+    Tuning(#[from] TuningError),
 }
 
 /// A `__global__` function of a unit, and how it is launched.
@@ -68,6 +76,17 @@ pub struct KernelSource {
     pub functions: Vec<Function>,
     /// Bytes of memory that the functions share in a launch.
     pub scratch: Blocks,
+    /// The tile of a contraction.
+    pub tile: Option<ChosenTile>,
+}
+
+/// The tile of a contraction, and who chose it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChosenTile {
+    /// The tile.
+    pub tile: Tile,
+    /// True if the facts gave it, false if the cost model chose it.
+    pub given: bool,
 }
 
 /// Prints a kernel.
@@ -132,6 +151,6 @@ impl Unit<'_> {
         text.push_str(&templates::flatten(self.template, &mut included)?);
         let hash = blake3::hash(text.as_bytes()).to_hex();
         let name = format!("{}_{}", self.name, &hash[..12]);
-        Ok(KernelSource { name, text, functions: self.functions, scratch: self.scratch })
+        Ok(KernelSource { name, text, functions: self.functions, scratch: self.scratch, tile: None })
     }
 }

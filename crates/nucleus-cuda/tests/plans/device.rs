@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use nucleus_cuda::driver::{DeviceMemory, Stream};
-use nucleus_cuda::{CudaError, CudaProgram, Device, DevicePointer, DeviceTable, KernelCode, Transfer};
+use nucleus_cuda::{
+    CudaError, CudaProgram, Device, DevicePointer, DeviceTable, KernelCode, Transfer, Tuning,
+};
 use nucleus_ir::{Bindings, Rate};
 use nucleus_plan::{BufferId, Place, Plan};
 
@@ -31,7 +33,7 @@ impl Program {
     pub(crate) fn compile(plan: &Plan) -> Program {
         let shared = shared().lock().unwrap_or_else(PoisonError::into_inner);
         let (stream, code) = &*shared;
-        let program = CudaProgram::load(plan.clone(), stream.device(), code, &|_, _| {});
+        let program = CudaProgram::load(plan.clone(), stream.device(), code, &Tuning::default(), &|_, _| {});
         Program(program.unwrap_or_else(|error| panic!("{error}")))
     }
 

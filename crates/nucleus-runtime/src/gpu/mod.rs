@@ -9,17 +9,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nucleus_cuda::Device;
 pub use nucleus_cuda::driver::DeviceMemory;
 use nucleus_cuda::driver::Stream;
-pub use nucleus_cuda::{Cubins, CudaError, KernelCode, NoCubin, Transfer};
+pub use nucleus_cuda::{Cubins, CudaError, KernelCode, NoCubin, TileCounts, Transfer, Tuning, TuningError};
 
 pub(crate) use exchange::{Exchange, lay_out};
 pub use limits::LimitError;
 
-/// A GPU, the stream that all work goes into, and where the machine code of kernels comes from. Copies are the same GPU.
+/// A GPU, the stream that all work goes into, where the machine code of kernels comes from, and the tiles that were measured for it. Copies
+/// are the same GPU.
 ///
 /// Sessions and routines on one GPU take turns: what one has put into the stream is done before what the next one puts in.
 #[derive(Clone)]
 pub struct Gpu {
     inner: Arc<Inner>,
+    tuning: Arc<Tuning>,
 }
 
 struct Inner {
@@ -41,7 +43,20 @@ impl Gpu {
     /// There is no driver, no such device, or no kernel for its architecture.
     pub fn open(cubins: Arc<dyn Cubins>) -> Result<Gpu, CudaError> {
         let stream = Stream::new(&Device::open()?)?;
-        Ok(Gpu { inner: Arc::new(Inner { stream, cubins, turn: Mutex::new(()) }) })
+        let inner = Arc::new(Inner { stream, cubins, turn: Mutex::new(()) });
+        Ok(Gpu { inner, tuning: Arc::default() })
+    }
+
+    /// The same GPU with measured tiles for what is loaded from now on: those of an artifact ([`crate::Compiled::tuning`]), of a file, or both.
+    /// An artifact's kernels are found in it only with its own; others are compiled.
+    #[must_use]
+    pub fn tuned(self, tuning: Tuning) -> Gpu {
+        Gpu { tuning: Arc::new(tuning), ..self }
+    }
+
+    /// The measured tiles.
+    pub fn tuning(&self) -> &Tuning {
+        &self.tuning
     }
 
     /// The device.

@@ -60,7 +60,7 @@ impl CudaRoutine {
     pub(super) fn new(plan: Plan, gpu: &Gpu) -> Result<CudaRoutine, RoutineError> {
         let _turn = gpu.turn();
         let device = gpu.device();
-        let program = CudaProgram::load(plan, device, gpu.cubins(), &|_, _| {})?;
+        let program = CudaProgram::load(plan, device, gpu.cubins(), gpu.tuning(), &|_, _| {})?;
         let empty = || DeviceMemory::empty(device);
         Ok(CudaRoutine {
             gpu: gpu.clone(),

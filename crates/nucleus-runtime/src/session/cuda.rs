@@ -87,7 +87,7 @@ impl CudaSession {
     ) -> Result<CudaSession, SessionError> {
         let _turn = gpu.turn();
         let device = gpu.device();
-        let program = CudaProgram::load(plan, device, gpu.cubins(), &|_, _| {})?;
+        let program = CudaProgram::load(plan, device, gpu.cubins(), gpu.tuning(), &|_, _| {})?;
         let table = DeviceTable::new(program.plan());
         let empty = || DeviceMemory::empty(device);
         let mut session = CudaSession {

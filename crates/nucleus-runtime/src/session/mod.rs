@@ -14,7 +14,7 @@ use nucleus_plan::{BindError, Plan, Profile};
 use thiserror::Error;
 
 use crate::checkpoint::{CheckpointError, Extras};
-use crate::gpu::{Gpu, LimitError};
+use crate::gpu::{Gpu, LimitError, TileCounts};
 use crate::inputs::{InputError, Signature, evaluated_shape};
 use crate::limits::{Limits, peak_flops, product_dtype};
 use crate::tensor::{HostTensor, TensorError};
@@ -32,7 +32,7 @@ pub struct SessionOptions {
     pub memory_limit: Option<u64>,
     /// What to do with weights of the checkpoint that the model does not name.
     pub extras: Extras,
-    /// A GPU to run on, in place of this computer's processor.
+    /// A GPU to run on, in place of this computer's processor; measured tiles come with it, see [`Gpu::tuned`].
     pub gpu: Option<Gpu>,
     /// The sizes of runs to come, if they are known: on a GPU their memory is counted before weights are uploaded.
     pub sizes: Option<Bindings>,
@@ -230,6 +230,14 @@ impl Session {
         match &self.backend {
             Backend::Cpu(_) => None,
             Backend::Cuda(session) => Some(session.gpu()),
+        }
+    }
+
+    /// Who chose the tiles of its products on a GPU, the cost model or a table; `None` on the processor.
+    pub fn tiles(&self) -> Option<TileCounts> {
+        match &self.backend {
+            Backend::Cpu(_) => None,
+            Backend::Cuda(session) => Some(session.program().tiles()),
         }
     }
 

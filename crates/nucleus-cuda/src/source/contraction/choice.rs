@@ -83,7 +83,8 @@ pub(super) fn choose(
 ) -> Result<(Tile, Vec<Shape>), SourceError> {
     let shapes =
         |tile: &Tile| -> Vec<Shape> { classes.iter().map(|class| shape(contraction, class, tile)).collect() };
-    if let Some(tile) = facts.tile().filter(|tile| tile.is_legal(contraction.dtype, device)) {
+    if let Some(tile) = facts.tile() {
+        tile.check(contraction.dtype, device)?;
         return Ok((tile, shapes(&tile)));
     }
     let problems = problems(kernel, contraction, classes, facts);

@@ -20,7 +20,7 @@ use nucleus_plan::{Contraction, Kernel, Part, Size};
 use self::choice::{Shape, choose};
 use self::class::{Class, classes};
 use super::space::size;
-use super::{Blocks, Direct, Function, Grid, KernelSource, SourceError, Unit};
+use super::{Blocks, ChosenTile, Direct, Function, Grid, KernelSource, SourceError, Unit};
 use crate::architecture::Architecture;
 use crate::facts::Facts;
 use crate::tiles::{Device, Tile};
@@ -118,7 +118,8 @@ pub(super) fn source(
         functions,
         scratch: wide.map_or(Blocks::NONE, |wide| wide.scratch),
     };
-    unit.finish()
+    let chosen = ChosenTile { tile, given: facts.tile().is_some() };
+    Ok(KernelSource { tile: Some(chosen), ..unit.finish()? })
 }
 
 /// What the code below relies on; verified plans have it.
