@@ -11,10 +11,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use nucleus_cuda::compile::stored;
 use nucleus_cuda::cubin::check_cubin;
 use nucleus_cuda::{
-    Architecture, Cache, CompiledKernel, Compiler, DistinctKernel, Nvrtc, NvrtcError, Tuning,
-    distinct_kernels,
+    Architecture, Cache, CompiledKernel, Compiler, DistinctKernel, Facts, Nvrtc, NvrtcError, Tile, Tuning,
+    distinct_kernels, kernel_source, tiles,
 };
+use nucleus_ir::DType;
+use nucleus_plan::KernelId;
 use nucleus_plan::text::parse_plan;
+use product::product;
+
+mod product;
 
 const PLAN: &str = include_str!("snapshots/map.plan");
 const ARCHITECTURES: [Architecture; 2] = [Architecture::SM80, Architecture::SM90];
@@ -161,4 +166,49 @@ fn an_error_names_the_kernel_and_has_the_compilers_words() {
     assert!(message.starts_with(&format!("kernel `{name}` does not compile for sm_80")), "{message}");
     assert!(message.contains("identifier \"undeclared\" is undefined"), "{message}");
     assert!(message.contains(&format!("{name}.cu(")), "{message}");
+}
+
+/// Tiles at the corners of what is allowed, each with as few and as many blocks as a multiprocessor holds.
+fn corners(dtype: DType, device: &tiles::Device) -> Vec<Tile> {
+    let mut corners = Vec::new();
+    let powers = |list: &[u32], corners: &mut Vec<Tile>, set: fn(&mut Tile, u32)| {
+        let each = |tile: &Tile| {
+            let with = |value: &u32| {
+                let mut tile = *tile;
+                set(&mut tile, *value);
+                tile
+            };
+            list.iter().map(with).collect::<Vec<Tile>>()
+        };
+        *corners = corners.iter().flat_map(each).collect();
+    };
+    corners.push(Tile { rows: 0, columns: 0, depth: 0, stages: 2, warps: 0, across: 0, blocks: 0 });
+    powers(&[16, 64, 256], &mut corners, |tile, rows| tile.rows = rows);
+    powers(&[16, 64, 256], &mut corners, |tile, columns| tile.columns = columns);
+    powers(&[16, 64], &mut corners, |tile, depth| tile.depth = depth);
+    powers(&[1, 4, 16], &mut corners, |tile, warps| tile.warps = warps);
+    powers(&[1, 2, 4, 16], &mut corners, |tile, across| tile.across = across);
+    powers(&[1, 2, 16], &mut corners, |tile, blocks| tile.blocks = blocks);
+    corners.retain(|tile| tile.check(dtype, device).is_ok());
+    corners
+}
+
+#[test]
+fn whatever_tile_a_table_may_hold_compiles() {
+    let Some(nvrtc) = nvrtc() else { return };
+    let compiler = Compiler::new(nvrtc, Cache::none());
+    let plan = product("1000*T", 72, 2);
+    let (kernel, facts) = (plan.kernel(KernelId(0)), Facts::of(&plan, KernelId(0)));
+    let architecture = Architecture::SM80;
+    let print = |tile: &Tile| DistinctKernel {
+        first: (0, KernelId(0)),
+        anchor: "matmul",
+        source: kernel_source(kernel, &facts.clone().with_tile(*tile), architecture).unwrap(),
+        architectures: vec![architecture],
+    };
+    let corners = corners(DType::Bf16, &tiles::Device::of(architecture));
+    assert!(corners.len() >= 40, "{}", corners.len());
+    // Spills make a tile slow, and not wrong.
+    let compiled = compiler.compile_kernels(corners.iter().map(print).collect(), 2, &|_, _| {}).unwrap();
+    compiled.iter().for_each(|kernel| check_cubin(&kernel.images[0].cubin, architecture).unwrap());
 }

@@ -4,7 +4,7 @@
 use crate::harness::{Case, DEFAULT, check};
 
 /// `z = x y` for a batch, all extents multiples of `unit`, which is then what all places in memory are multiples of.
-fn aligned(dtype: &str, unit: i64, a: &str, b: &str) -> String {
+pub(crate) fn aligned(dtype: &str, unit: i64, a: &str, b: &str) -> String {
     format!(
         "
     dim G, M, K, N;
@@ -31,8 +31,8 @@ fn aligned(dtype: &str, unit: i64, a: &str, b: &str) -> String {
     )
 }
 
-const LEFT: [&str; 2] = ["o0[s4*i0 + s2*i1 + i2]", "o0[s4*i0 + i1 + s1*i2]"];
-const RIGHT: [&str; 2] = ["o1[s5*i0 + s3*i1 + i2]", "o1[s5*i0 + i1 + s2*i2]"];
+pub(crate) const LEFT: [&str; 2] = ["o0[s4*i0 + s2*i1 + i2]", "o0[s4*i0 + i1 + s1*i2]"];
+pub(crate) const RIGHT: [&str; 2] = ["o1[s5*i0 + s3*i1 + i2]", "o1[s5*i0 + i1 + s2*i2]"];
 
 fn of_several_tiles(dtype: &str, unit: i64, a: &str, b: &str) {
     let text = aligned(dtype, unit, a, b);

@@ -30,10 +30,10 @@ pub(crate) struct Program(CudaProgram);
 
 impl Program {
     /// Compiles and loads the kernels of a plan.
-    pub(crate) fn compile(plan: &Plan) -> Program {
+    pub(crate) fn compile(plan: &Plan, tuning: &Tuning) -> Program {
         let shared = shared().lock().unwrap_or_else(PoisonError::into_inner);
         let (stream, code) = &*shared;
-        let program = CudaProgram::load(plan.clone(), stream.device(), code, &Tuning::default(), &|_, _| {});
+        let program = CudaProgram::load(plan.clone(), stream.device(), code, tuning, &|_, _| {});
         Program(program.unwrap_or_else(|error| panic!("{error}")))
     }
 

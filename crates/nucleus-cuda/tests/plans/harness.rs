@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use nucleus_cuda::Architecture;
+use nucleus_cuda::{Architecture, Tuning};
 use nucleus_plan::Plan;
 
 use crate::case::name_of;
@@ -33,6 +33,11 @@ type Run<'a> = Box<dyn Fn(u64) -> Result<Vec<Vec<u8>>, String> + 'a>;
 
 /// The same for the kernels of an architecture.
 pub(crate) fn check_on(architecture: Architecture, plan: &Plan, case: &Case) {
+    check_tuned(architecture, &Tuning::default(), plan, case);
+}
+
+/// The same with tiles of a table, on a GPU with those for its own architecture.
+pub(crate) fn check_tuned(architecture: Architecture, tuning: &Tuning, plan: &Plan, case: &Case) {
     let dims = bindings(case.dims);
     let expected = expected(case, plan, &dims);
     let mut memory = HashMap::new();
@@ -44,10 +49,10 @@ pub(crate) fn check_on(architecture: Architecture, plan: &Plan, case: &Case) {
     // The GPU has one order of threads, its own; but the same bits every time.
     let (dims, memory) = (&dims, &memory);
     let run: Run<'_> = if device::wanted() {
-        let program = device::Program::compile(plan);
+        let program = device::Program::compile(plan, tuning);
         Box::new(move |_| program.run(dims, memory))
     } else {
-        let program = shim::Program::compile(plan, architecture);
+        let program = shim::Program::compile(plan, architecture, tuning);
         Box::new(move |seed| program.run(plan, dims, memory, seed))
     };
     let mut first: Option<Vec<Vec<u8>>> = None;

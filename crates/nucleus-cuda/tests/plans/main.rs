@@ -7,6 +7,7 @@ mod attention_architectures;
 mod device;
 mod harness;
 mod shim;
+mod tiles;
 
 #[path = "../../../nucleus-cpu/tests/executor/attention.rs"]
 mod attention;

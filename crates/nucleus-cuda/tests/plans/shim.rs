@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nucleus_cuda::{Architecture, Facts, KernelSource, kernel_source};
+use nucleus_cuda::tuning::tuned_source;
+use nucleus_cuda::{Architecture, KernelSource, Tuning};
 use nucleus_ir::{Bindings, Rate};
 use nucleus_plan::{KernelId, Place, Plan};
 
@@ -39,10 +40,9 @@ fn unique(extension: &str) -> PathBuf {
 
 impl Program {
     /// Prints and compiles the kernels of a plan; a program that was compiled before is used again.
-    pub(crate) fn compile(plan: &Plan, architecture: Architecture) -> Program {
+    pub(crate) fn compile(plan: &Plan, architecture: Architecture, tuning: &Tuning) -> Program {
         let source = |id: u32| {
-            let kernel = plan.kernel(KernelId(id));
-            kernel_source(kernel, &Facts::of(plan, KernelId(id)), architecture)
+            tuned_source(plan, KernelId(id), architecture, None, tuning)
                 .unwrap_or_else(|error| panic!("kernel {id}: {error}"))
         };
         let sources: Vec<KernelSource> = (0..plan.kernels.len() as u32).map(source).collect();
