@@ -8,6 +8,7 @@
 mod models;
 mod routines;
 mod sessions;
+mod tiles;
 mod training;
 
 use std::path::Path;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         ("sessions", sessions::LIST),
         ("routines", routines::LIST),
         ("models", models::LIST),
+        ("tiles", tiles::LIST),
         ("training", training::LIST),
     ] {
         let trial = |(name, test): &(&'static str, fn())| {

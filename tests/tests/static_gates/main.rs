@@ -55,7 +55,8 @@ fn compile() -> Result<Option<Compiled>, String> {
         Err(error) => return Err(error.to_string()),
     };
     let plans = released::plans();
-    let kernels = distinct_kernels(&plans, &ARCHITECTURES, &Tuning::default()).map_err(|error| error.to_string())?;
+    let kernels =
+        distinct_kernels(&plans, &ARCHITECTURES, &Tuning::default()).map_err(|error| error.to_string())?;
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let compiler = Compiler::new(nvrtc, Cache::at(folder.join("cubins")));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
