@@ -107,7 +107,7 @@ pub struct CompiledKernel {
 ///
 /// # Errors
 /// One is not whole, which those of a [`Compiler`] are.
-pub fn stored(kernels: &[CompiledKernel]) -> Result<StoredCubins, CubinError> {
+pub fn stored<'a>(kernels: impl IntoIterator<Item = &'a CompiledKernel>) -> Result<StoredCubins, CubinError> {
     let mut cubins = StoredCubins::new();
     for kernel in kernels {
         for image in &kernel.images {

@@ -6,10 +6,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use nucleus_cuda::source::{LimitKind, limit_source};
 use nucleus_cuda::tuning::{TileChoice, tile_choices, tile_table};
-use nucleus_cuda::{Architecture, Cache, CompiledKernel, Compiler, Nvrtc, Resources, StoredCubins};
+use nucleus_cuda::{
+    Architecture, Cache, CompiledKernel, Compiler, DistinctKernel, Nvrtc, Resources, StoredCubins,
+};
 use nucleus_cuda::{Tuning, compile, distinct_kernels};
-use nucleus_plan::Plan;
+use nucleus_plan::{KernelId, Plan};
 use serde_json::{Value, json};
 
 use crate::{progress, report};
@@ -28,6 +31,8 @@ pub struct Emitted {
 /// The kernels of all entries, compiled.
 pub struct Kernels {
     kernels: Vec<CompiledKernel>,
+    /// What measures a device: `bench` on the artifact needs no compiler either.
+    limits: CompiledKernel,
     /// The tile of every product.
     tiles: Vec<TileChoice>,
     /// The entries of the table that apply.
@@ -51,7 +56,14 @@ pub fn compile_kernels<'a>(
     let start = Instant::now();
     let tuning = tuning.of_plans(plans.clone(), architectures);
     let tiles = tile_choices(plans.clone(), architectures, &tuning)?;
-    let kernels = distinct_kernels(plans, architectures, &tuning)?;
+    let mut kernels = distinct_kernels(plans, architectures, &tuning)?;
+    // Both of its functions are one unit.
+    kernels.push(DistinctKernel {
+        first: (0, KernelId(0)),
+        anchor: "limits",
+        source: limit_source(LimitKind::Plain)?.source,
+        architectures: architectures.to_vec(),
+    });
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let bar = progress::step_bar("kernels");
     let kernels = compiler.compile_kernels(kernels, threads, &|done, all| {
@@ -62,8 +74,9 @@ pub fn compile_kernels<'a>(
     if let Some(warning) = compiler.take_warning() {
         report::note(&format!("warning: {warning}"));
     }
-    let (kernels, nvrtc) = (kernels?, compiler.nvrtc().version());
-    Ok(Kernels { kernels, tiles, tuning, nvrtc, time: start.elapsed() })
+    let (mut kernels, nvrtc) = (kernels?, compiler.nvrtc().version());
+    let limits = kernels.pop().context("what was compiled is there")?;
+    Ok(Kernels { kernels, limits, tiles, tuning, nvrtc, time: start.elapsed() })
 }
 
 /// Of some kernels: sums, and the most that one of their functions takes.
@@ -82,7 +95,7 @@ struct Work {
 impl Kernels {
     /// The cubins as the artifact holds them.
     pub fn stored(&self) -> anyhow::Result<StoredCubins> {
-        Ok(compile::stored(&self.kernels)?)
+        Ok(compile::stored(self.kernels.iter().chain([&self.limits]))?)
     }
 
     /// The measured tiles as the artifact holds them.

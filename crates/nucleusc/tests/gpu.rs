@@ -149,6 +149,21 @@ fn an_artifact_with_cubins_needs_no_compiler() {
     let nowhere = [("NUCLEUS_NVRTC", none.to_str().expect("a name in UTF-8")), ("NUCLEUS_CACHE", "cache")];
     succeeded(&place.run("model.nuc", "cuda", "gpu.safetensors", &nowhere));
     place.assert_near("gpu.safetensors", "cpu.safetensors");
+    let mut bench = place.command();
+    bench.args([
+        "bench",
+        "model.nuc",
+        "--weights",
+        "random:3",
+        "--dim",
+        "B=2",
+        "--dim",
+        "N=3",
+        "--repeat",
+        "1",
+    ]);
+    let said = succeeded(&bench.args(["--backend", "cuda"]).envs(nowhere).output().expect("nucleusc starts"));
+    assert!(said.contains("multiply-adds in registers"), "limits are measured, too: {said}");
     // Another device needs other machine code.
     let other = [nowhere[0], nowhere[1], ("FAKE_CUDA_CAPABILITY", "80")];
     let message = failed(&place.run("model.nuc", "cuda", "gpu.safetensors", &other));
