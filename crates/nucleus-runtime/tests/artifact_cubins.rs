@@ -1,4 +1,4 @@
-//! Artifacts with machine code for GPUs: what is stored comes back, and what fits the hash but is no cubin is refused.
+//! Artifacts with machine code for GPUs and measured tiles: what is stored comes back, and what fits the hash but is neither is refused.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
@@ -51,6 +51,33 @@ fn cubins_come_back_as_they_were_stored() {
     assert!(Artifact::open(&path).unwrap().compiled().cubins.is_empty());
 }
 
+/// A table with one tile.
+const TABLE: &str = "[[tile]]
+architecture = \"sm_90\"
+device = \"a device\"
+kernel = \"0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\"
+shape = \"1x4096x256x64\"
+rows = 64
+columns = 128
+depth = 32
+stages = 4
+warps = 8
+across = 2
+blocks = 2
+";
+
+#[test]
+fn measured_tiles_come_back_as_they_were_stored() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.nuc");
+    let tuning = Tuning::parse(TABLE, "the test's").unwrap();
+    let compiled = Compiled { tuning, ..compiled(StoredCubins::new()) };
+    write_artifact(&path, &compiled, None, &mut |_, _| {}).unwrap();
+    let (read, weights) = Artifact::open(&path).unwrap().into_parts();
+    assert_eq!(read.tuning.to_string(), TABLE);
+    assert!(weights.is_none(), "a table is no weight");
+}
+
 /// Writes an artifact with further tensors under a hash that fits, and opens it.
 fn refusal(name: &str, dtype: StoredDType, bytes: &[u8]) -> String {
     let folder = tempfile::tempdir().unwrap();
@@ -88,7 +115,7 @@ fn refusal(name: &str, dtype: StoredDType, bytes: &[u8]) -> String {
 }
 
 #[test]
-fn what_is_no_cubin_is_refused_though_the_hash_fits() {
+fn what_is_no_cubin_or_table_is_refused_though_the_hash_fits() {
     let name = format!("nucleus.cubin.{}", key(Architecture::SM90, 7).name());
     assert_eq!(refusal(&name, StoredDType::U8, &cubin()), "none", "the test's own hash fits");
     let other = format!("nucleus.cubin.{}", key(Architecture::SM80, 7).name());
@@ -104,6 +131,8 @@ fn what_is_no_cubin_is_refused_though_the_hash_fits() {
         (&name[..name.len() - 1], StoredDType::U8, &cubin(), "not named after an architecture and a hash"),
         (&name.replace("sm_90", "sm_09"), StoredDType::U8, &cubin(), "not named after an architecture"),
         ("nucleus.cubin", StoredDType::U8, &cubin(), "it is not a part of this format"),
+        ("nucleus.tuning", StoredDType::U8, b"[[tile]]\nrows = 48", "line 1: `architecture` is missing"),
+        ("nucleus.tuning", StoredDType::U8, &[0xff], "invalid utf-8"),
     ];
     for (name, dtype, bytes, wanted) in cases {
         let message = refusal(name, *dtype, bytes);

@@ -5,7 +5,9 @@ use std::process::{Command, Output};
 
 use nucleus_runtime::{Artifact, HostTensor, TensorMap};
 use nucleus_tests::fake_cuda::FakeCuda;
-use nucleus_tests::parity::relative_error;
+use nucleus_tests::gradients::GradientCase;
+use nucleus_tests::parity::{nucleus_image, relative_error};
+use nucleus_tests::training::Run;
 use tempfile::TempDir;
 
 const MODEL: &str = "dim B, N;
@@ -231,6 +233,23 @@ fn what_is_wrong_with_a_table_is_said_with_its_line_and_the_way_out() {
     let bench =
         ["bench", "model.ir", "--weights", "random", "--dim", "B=1", "--dim", "N=2", "--tuning", "t.toml"];
     assert!(place.fails(&bench).contains(needs));
+    // Other commands do not pass over it either: they refuse it where there are no such kernels, and read it where there are.
+    place.write("broken.toml", "rows");
+    let (case, run) = (GradientCase::named("dense"), Run::of("original"));
+    let recipe = run.write().display().to_string();
+    case.inputs().write(&place.path("batch.safetensors")).expect("a writable folder");
+    let [ir, weights] = [nucleus_image(), case.weights].map(|path| path.display().to_string());
+    let batch = ["--inputs", "batch.safetensors", "--output", "grads.safetensors"];
+    for command in [
+        &["train", &recipe, "--check"][..],
+        &["sample", &recipe, "--caption", "a", "-o", "a.png"],
+        &[&["grad", &ir, "--weights", &weights], &batch[..]].concat(),
+    ] {
+        let message = place.fails(&[command, &["--tuning", "t.toml"]].concat());
+        assert!(message.contains(needs), "{command:?}: {message}");
+        let message = place.fails(&[command, &["--tuning", "broken.toml", "--backend", "cuda"]].concat());
+        assert!(message.contains("the table of tiles `broken.toml`, line 1: "), "{command:?}: {message}");
+    }
     let message =
         place.fails(&["compile", "model.ir", "-o", "model.nuc", "--emit", "tiles", "--emit-dir", "k"]);
     assert!(message.contains("--emit tiles needs a GPU"), "{message}");
