@@ -13,6 +13,8 @@ use nucleus_cuda::{
 use nucleus_ir::DType;
 use nucleus_plan::{KernelId, Plan};
 use product::product;
+use proptest::collection::vec;
+use proptest::prelude::*;
 
 const ARCHITECTURES: [Architecture; 2] = [Architecture::SM80, Architecture::SM90];
 /// One that the model would not choose for the products below.
@@ -303,4 +305,34 @@ fn files_are_read_only_so_far() {
     assert_eq!(read().unwrap_err(), format!("{name} cannot be read: it has more than {MAX_BYTES} bytes"));
     std::fs::write(&path, [0xff, 0xfe]).unwrap();
     assert!(read().unwrap_err().contains("cannot be read"));
+}
+
+proptest! {
+    /// Texts that are nearly tables: numbers, lines and characters changed. What is read prints as a table that reads the same, and gives a
+    /// kernel or an error.
+    #[test]
+    fn damaged_tables_do_no_harm(
+        changes in vec((any::<prop::sample::Index>(), "[\\[\\]a-z\"#=x0-9\\n é]{0,3}"), 0..4),
+        numbers in vec((any::<prop::sample::Index>(), prop_oneof![0u32..20, (0u32..10).prop_map(|power| 1 << power), any::<u32>()]), 0..4),
+    ) {
+        let plan = product("1000*T", 64, 1);
+        let mut lines: Vec<String> = entry(&plan, "sm_80", "", TILE).lines().map(str::to_owned).collect();
+        for (at, number) in numbers {
+            let line = &mut lines[5 + at.index(7)];
+            let key = line.split(' ').next().unwrap_or_default().to_owned();
+            *line = format!("{key} = {number}");
+        }
+        for (at, text) in changes {
+            let number = at.index(lines.len());
+            let middle = lines[number].char_indices().nth(lines[number].chars().count() / 2);
+            lines[number].insert_str(middle.map_or(0, |(at, _)| at), &text);
+        }
+        if let Ok(tuning) = Tuning::parse(&lines.join("\n"), "a test's") {
+            prop_assert_eq!(parse(&tuning.to_string()).to_string(), tuning.to_string());
+            match tuned_source(&plan, KernelId(0), Architecture::SM80, None, &tuning) {
+                Ok(source) => prop_assert!(source.functions[0].shared_bytes <= Architecture::SM80.shared_memory()),
+                Err(error) => prop_assert!(matches!(error, SourceError::Tuning(_)), "{}", error),
+            }
+        }
+    }
 }

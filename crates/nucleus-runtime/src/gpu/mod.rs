@@ -48,7 +48,7 @@ impl Gpu {
     }
 
     /// The same GPU with measured tiles for what is loaded from now on: those of an artifact ([`crate::Compiled::tuning`]), of a file, or both.
-    /// An artifact's kernels are found in it only with its own; others are compiled.
+    /// With other tiles than an artifact's own, kernels are other kernels, which the artifact need not hold.
     #[must_use]
     pub fn tuned(self, tuning: Tuning) -> Gpu {
         Gpu { tuning: Arc::new(tuning), ..self }
