@@ -2,7 +2,7 @@
 //! written yet is 0xff (a NaN, a negative index, no truth value), and what it must not write is compared afterwards.
 
 use nucleus_cpu::kernels::Isa;
-use nucleus_cpu::{BoundPlan, BufferPointer, BufferTable, CpuProgram, Options};
+use nucleus_cpu::{BoundPlan, BufferPointer, BufferTable, CpuBound, CpuProgram, Options, Slicing};
 use nucleus_ir::{Bindings, DType, Graph, Rate};
 use nucleus_passes::pipeline::{CompileOptions, Form, Pass, compile_graph};
 use nucleus_plan::{BufferId, Place, Plan};
@@ -81,7 +81,9 @@ impl Backend {
     /// # Errors
     /// The backend refuses the plan.
     pub fn new(plan: &Plan, threads: usize, isa: Isa, pack_first: bool) -> Result<Backend, String> {
-        let options = Options { threads, isa: Some(isa), ..Options::default() };
+        // More threads than one also run slices apart, so that no comparison of numbers of threads misses them.
+        let slicing = if threads > 1 { Slicing::Wherever } else { Slicing::Never };
+        let options = Options { threads, isa: Some(isa), slicing, ..Options::default() };
         let program = CpuProgram::compile(plan.clone(), options).map_err(|error| error.to_string())?;
         Ok(Backend { program, pack_first })
     }
@@ -100,8 +102,8 @@ impl Backend {
     ) -> Result<Vec<(String, HostTensor)>, String> {
         let bound = self.program.bind(dims).map_err(|error| error.to_string())?;
         let mut table = BufferTable::new(self.program.plan());
-        let mut arenas = self.arenas(&bound, &mut table)?;
-        let mut memory = self.tensors(&bound, dims, inputs, weights, &mut table)?;
+        let mut arenas = self.arenas(bound.sizes(), &mut table)?;
+        let mut memory = self.tensors(bound.sizes(), dims, inputs, weights, &mut table)?;
         let before: Vec<Option<Vec<u8>>> =
             memory.iter().map(|memory| Some(memory.as_ref()?.contents().to_vec())).collect();
         self.execute(&bound, &mut table)?;
@@ -191,7 +193,7 @@ impl Backend {
         Ok(all)
     }
 
-    fn execute(&mut self, bound: &BoundPlan, table: &mut BufferTable) -> Result<(), String> {
+    fn execute(&mut self, bound: &CpuBound, table: &mut BufferTable) -> Result<(), String> {
         for rate in Rate::ALL {
             // SAFETY: `run` owns the memory that the table points at, as large as the bound plan says, and touches it again only when this
             // has returned; the plan went through the verifier.

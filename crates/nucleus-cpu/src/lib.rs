@@ -7,6 +7,6 @@ pub mod kernels;
 pub mod program;
 pub mod threads;
 
-pub use executor::{BufferPointer, BufferTable, CompileError, ExecuteError};
+pub use executor::{BufferPointer, BufferTable, CompileError, CpuBound, ExecuteError};
 pub use nucleus_plan::{BindError, BoundPlan, Profile};
-pub use program::{CpuProgram, Options, PackSource, WeightUse};
+pub use program::{CpuProgram, Options, PackSource, Slicing, WeightUse};

@@ -5,16 +5,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nucleus_ir::{Bindings, DType, Dim, Rate};
 use nucleus_plan::bounds::{points, range};
-use nucleus_plan::{
-    Anchor, BindError, BoundPlan, BufferId, Contraction, Kernel, KernelId, Place, Plan, Size,
-};
+use nucleus_plan::{Anchor, BindError, BufferId, Contraction, Kernel, KernelId, Place, Plan, Size};
 
 use crate::buffer::{AlignedBuffer, OutOfMemory};
 use crate::codegen::{Code, Jit};
 use crate::executor::compiled::{CompiledKernel, Source, compile_kernel, element};
 use crate::executor::pack::{FactorSizes, PackJob, RightFactor, pack_items};
 use crate::executor::slots::slots;
-use crate::executor::{BoundAccess, BufferPointer, BufferTable, CompileError, ExecuteError, bind};
+use crate::executor::{BoundAccess, BufferPointer, BufferTable, CompileError, CpuBound, ExecuteError};
 use crate::kernels::{Element, Isa, Operand, Packing};
 use crate::threads::Threads;
 
@@ -27,11 +25,25 @@ pub struct Options {
     pub isa: Option<Isa>,
     /// The most bytes that the arenas together, or any one buffer, may have.
     pub memory_limit: u64,
+    /// Which launches run slice by slice. No bit of a result depends on it.
+    pub slicing: Slicing,
+}
+
+/// Which launches over a batch run slice by slice: all of them for one item before any of them for the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Slicing {
+    /// Those that hand more to each other than the near caches hold, in slices that these do hold.
+    #[default]
+    Worthwhile,
+    /// All that can: for tests.
+    Wherever,
+    /// None.
+    Never,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { threads: 0, isa: None, memory_limit: 1 << 40 }
+        Options { threads: 0, isa: None, memory_limit: 1 << 40, slicing: Slicing::default() }
     }
 }
 
@@ -110,6 +122,7 @@ pub struct CpuProgram {
     threads: Threads,
     isa: Isa,
     memory_limit: u64,
+    slicing: Slicing,
     prepacked: Vec<Prepacked>,
     /// For each launch, and each part of a contraction, the packed factor it uses.
     launch_packs: Vec<Vec<Option<usize>>>,
@@ -153,6 +166,7 @@ impl CpuProgram {
             code,
             isa,
             memory_limit: options.memory_limit,
+            slicing: options.slicing,
             prepacked: Vec::new(),
             launch_packs: Vec::new(),
             needed: Vec::new(),
@@ -201,6 +215,11 @@ impl CpuProgram {
         self.launch_packs[launch].iter().map(|pack| self.prepacked[(*pack)?].ready.as_ref()).collect()
     }
 
+    /// For each part of a contraction whether its right factor is packed beforehand.
+    pub(crate) fn is_packed(&self, launch: usize) -> impl Iterator<Item = bool> + '_ {
+        self.launch_packs[launch].iter().map(Option::is_some)
+    }
+
     /// Whether a launch needs an operand's memory: right factors that have been packed are not read again.
     pub(crate) fn needs_operand(&self, launch: usize, operand: usize) -> bool {
         let buffer = self.plan.launches[launch].operands[operand];
@@ -211,12 +230,12 @@ impl CpuProgram {
         self.needed[launch][operand] || self.launch_packs[launch].iter().flatten().any(to_pack)
     }
 
-    /// Evaluates the plan's sizes.
+    /// Evaluates the plan's sizes, and decides how launches run.
     ///
     /// # Errors
     /// See [`BoundPlan::new`].
-    pub fn bind(&self, dims: &Bindings) -> Result<BoundPlan, BindError> {
-        bind(&self.plan, dims, self.memory_limit)
+    pub fn bind(&self, dims: &Bindings) -> Result<CpuBound, BindError> {
+        CpuBound::new(self, dims, self.memory_limit, self.slicing)
     }
 
     /// How each weight is used, in the order of the plan's buffers. Weights that no launch uses are absent.

@@ -3,7 +3,7 @@
 //! Jobs are taken from an atomic counter, so the assignment of jobs to threads changes from run to run.
 //! Results must not: each job writes output that no other job touches, and computes it from its number alone.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -63,6 +63,12 @@ impl Threads {
     #[must_use]
     pub fn count(&self) -> usize {
         self.count
+    }
+
+    /// These threads' memory without the other threads: for work inside a job, which runs where the job runs.
+    #[must_use]
+    pub fn serial(&self) -> Self {
+        Self { count: 1, ..self.clone() }
     }
 
     /// Runs `body` on one of the workers. Calls of [`Threads::parallel_for`] inside it avoid the hand-over from a
@@ -150,16 +156,17 @@ pub struct Worker {
 }
 
 thread_local! {
-    static WORKER: Cell<Worker> = const { Cell::new(Worker { buffers: Vec::new(), limit: 0 }) };
+    /// Memory that no running job of the thread uses: more than one where jobs ran inside jobs.
+    static IDLE: RefCell<Vec<Worker>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Worker {
-    /// Runs `body` with this thread's memory. A nested call gets fresh memory instead of its caller's.
+    /// Runs `body` with this thread's memory. A nested call gets memory of its own instead of its caller's.
     fn enter<R>(limit: usize, body: impl FnOnce(&mut Worker) -> R) -> R {
-        let mut worker = WORKER.take();
+        let mut worker = IDLE.with_borrow_mut(Vec::pop).unwrap_or_default();
         worker.limit = limit;
         let result = body(&mut worker);
-        WORKER.set(worker);
+        IDLE.with_borrow_mut(|idle| idle.push(worker));
         result
     }
 

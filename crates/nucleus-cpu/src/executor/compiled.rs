@@ -18,8 +18,9 @@ use crate::kernels::{Element, Operand as GemmOperand};
 /// The compiled form of an anchor.
 #[derive(Clone, Debug)]
 pub(crate) enum CompiledKernel {
-    /// Rows and columns of the collapsed space, and the loop nest; whether rows and columns are transposed between loads and stores.
-    Map { space: Space, function: FunctionId, transposes: bool },
+    /// Rows and columns of the collapsed space, and the loop nest; whether rows and columns are transposed between loads and stores, and
+    /// whether points are numbered with the plan's first axis first.
+    Map { space: Space, function: FunctionId, transposes: bool, in_order: bool },
     /// Reductions along rows.
     RowReduction(CompiledReduction),
     /// Products of one left factor.
@@ -330,6 +331,7 @@ impl Compiler<'_> {
             Anchor::Map(map) => {
                 let (mut space, mut function) = collapse(&extents(&map.space), &map.function, false);
                 let neighbour = neighbouring_axis(&space, &function);
+                let in_order = neighbour.is_none_or(|axis| axis > 0 || space.outer.len() == 1);
                 if let Some(axis) = neighbour {
                     // Rows one after the other then touch the same lines of memory.
                     let last = space.outer.len() - 1;
@@ -341,7 +343,7 @@ impl Compiler<'_> {
                 }
                 let function =
                     self.compile("map", &space, &function, Accumulators::Zero, Destination::None)?;
-                Ok(CompiledKernel::Map { space, function, transposes: neighbour.is_some() })
+                Ok(CompiledKernel::Map { space, function, transposes: neighbour.is_some(), in_order })
             }
             Anchor::RowReduction(reduction) => {
                 compile_reduction(self.jit, kernel, reduction).map(CompiledKernel::RowReduction)

@@ -12,7 +12,7 @@ use crate::kernels::{
     Tile, gemm,
 };
 
-/// Rows that the micro-kernel can read by itself: for each product, where they begin and how they go on.
+/// Rows that the micro-kernel can read by itself: for each product that is run, where they begin and how they go on.
 struct LeftRows<'a> {
     sources: Vec<RowSource<'a>>,
     /// Rows of each product.
@@ -41,7 +41,7 @@ enum RightRun<'a> {
     Stored(Stored),
 }
 
-/// A right factor as it lies in memory: one matrix for each item of the batch.
+/// A right factor as it lies in memory: one matrix for each item of the batch that is run.
 struct Stored {
     matrices: Vec<Matrix>,
     segment_stride: usize,
@@ -65,7 +65,9 @@ impl LaunchContext<'_> {
         packed: &[Option<&RightFactor>],
     ) {
         let (batch, rows) = (self.values(&c.batch), self.values(&c.rows));
-        let (items, rows_total, depth) = (product(&batch), product(&rows), self.size(c.depth));
+        let (rows_total, depth) = (product(&rows), self.size(c.depth));
+        let sliced = self.part(product(&batch));
+        let (first_item, items) = (sliced.start, sliced.end - sliced.start);
         if items == 0 || rows_total == 0 {
             return;
         }
@@ -96,7 +98,7 @@ impl LaunchContext<'_> {
 
         // The left factor: in memory where its rows can be found by a stride or an index, else computed.
         let fill = |block: &RowBlock| {
-            let first = block.product as i64 * rows_total + block.row as i64;
+            let first = (first_item + block.product as i64) * rows_total + block.row as i64;
             let region = Region {
                 outer_begin: first,
                 outer_end: first + block.rows as i64,
@@ -127,7 +129,7 @@ impl LaunchContext<'_> {
                 let items = (0..products.len()).map(|product| product / per_item);
                 match &part.right {
                     RightRun::Packed(right) | RightRun::Unpacked(right, _) => {
-                        (items.map(|item| right.item(item)).collect(), Vec::new())
+                        (items.map(|item| right.item(first_item as usize + item)).collect(), Vec::new())
                     }
                     RightRun::Stored(stored) => {
                         (Vec::new(), items.map(|item| stored.matrices[item]).collect())
@@ -136,7 +138,7 @@ impl LaunchContext<'_> {
             })
             .collect();
         let finish = &|part: &PartRun, tile: &Tile| {
-            let first = tile.product as i64 * left.rows + tile.row as i64;
+            let first = first_item * rows_total + tile.product as i64 * left.rows + tile.row as i64;
             let region = Region {
                 outer_begin: first,
                 outer_end: first + tile.rows as i64,
@@ -225,12 +227,10 @@ impl LaunchContext<'_> {
             bound.as_ref().map_or_else(|| vec![1; batch.len()], |(access, _)| access.strides.clone());
         let item_bytes = sizes.packed_bytes(self.isa, packing);
         let factor = RightFactor::layout(&strides[..batch.len()], batch, item_bytes);
-        if let Some((access, element)) = &bound {
-            // Rows that multiply the same matrix.
-            let sharing = (product(batch) / (factor.items() as i64).max(1)).saturating_mul(rows);
-            if sharing as usize <= ONE_BLOCK_ROWS {
-                return RightRun::Stored(self.stored(access, *element, batch, sizes));
-            }
+        if let Some((access, element)) = &bound
+            && packs_as_it_multiplies(&access.strides, batch, rows)
+        {
+            return RightRun::Stored(self.stored(access, *element, batch, sizes));
         }
         RightRun::Unpacked(factor, source)
     }
@@ -248,7 +248,7 @@ impl LaunchContext<'_> {
             let data = self.address(access.operand, at).cast_const();
             Matrix { data, element, row_stride, col_stride }
         };
-        Stored { matrices: (0..product(batch)).map(matrix).collect(), segment_stride }
+        Stored { matrices: self.part(product(batch)).map(matrix).collect(), segment_stride }
     }
 
     /// Packs a right factor.
@@ -358,7 +358,7 @@ impl LaunchContext<'_> {
             return None;
         }
         let mut sources = Vec::with_capacity(runs as usize);
-        for number in 0..runs {
+        for number in self.part(runs) {
             let (mut element_at, mut index_at) =
                 (direct.offset, index.as_ref().map_or(0, |(index, _)| index.offset));
             let mut rest = number;
@@ -376,6 +376,12 @@ impl LaunchContext<'_> {
         }
         Some(LeftRows { sources, rows: run })
     }
+}
+
+/// Whether jobs pack what they multiply of a right factor that is not packed beforehand: where few rows multiply the same matrix.
+pub(crate) fn packs_as_it_multiplies(strides: &[i64], batch: &[i64], rows: i64) -> bool {
+    let items = RightFactor::layout(&strides[..batch.len()], batch, 0).items() as i64;
+    (product(batch) / items.max(1)).saturating_mul(rows) as usize <= ONE_BLOCK_ROWS
 }
 
 /// How the plan wishes a contraction to be cut, within what is sensible here.

@@ -1,7 +1,10 @@
 //! One launch: its operands' addresses, its sizes, and calls of its compiled functions.
 
+use std::ops::Range;
+
 use nucleus_plan::{Access, Kernel, Size};
 
+use super::slices::Slice;
 use crate::codegen::{Code, FunctionId, Region};
 use crate::kernels::Isa;
 use crate::threads::Threads;
@@ -15,6 +18,8 @@ pub(crate) struct LaunchContext<'a> {
     pub(crate) code: &'a Code,
     pub(crate) threads: &'a Threads,
     pub(crate) isa: Isa,
+    /// The part of the launch that is run, if not all of it.
+    pub(crate) slice: Option<Slice>,
 }
 
 // SAFETY: addresses are shared between workers; each use states why its place belongs to one of them.
@@ -82,14 +87,25 @@ impl LaunchContext<'_> {
         unsafe { function(operands.as_ptr(), sizes.as_ptr(), region) }
     }
 
+    /// The part of `total` points along the first axis that is run.
+    pub(crate) fn part(&self, total: i64) -> Range<i64> {
+        self.slice.map_or(0..total, |slice| slice.of(total))
+    }
+
     /// Calls `body(begin, end)` from the workers for consecutive parts of `0..rows`, each of which has about `JOB_POINTS` points.
     pub(crate) fn for_rows(&self, rows: i64, points_per_row: i64, body: impl Fn(i64, i64) + Sync) {
+        self.for_range(0..rows, points_per_row, body);
+    }
+
+    /// The same for consecutive parts of a range.
+    pub(crate) fn for_range(&self, range: Range<i64>, points_per_row: i64, body: impl Fn(i64, i64) + Sync) {
+        let (first, rows) = (range.start, range.end - range.start);
         let points = rows.saturating_mul(points_per_row.max(1));
         let jobs = (points / JOB_POINTS).min(8 * self.threads.count() as i64).min(rows).max(1);
         if jobs == 1 {
-            return body(0, rows);
+            return body(range.start, range.end);
         }
-        let bound = |job: i64| (i128::from(rows) * i128::from(job) / i128::from(jobs)) as i64;
+        let bound = |job: i64| first + (i128::from(rows) * i128::from(job) / i128::from(jobs)) as i64;
         self.threads.parallel_for(jobs as usize, |job, _| body(bound(job as i64), bound(job as i64 + 1)));
     }
 }

@@ -17,20 +17,23 @@ impl LaunchContext<'_> {
     /// # Safety
     /// As for `execute`.
     pub(crate) unsafe fn map(&self, space: &Space, function: FunctionId) {
-        let rows = space.rows(self.sizes);
-        let columns = space.inner.value(self.sizes);
-        if rows >= 2 * self.threads.count() as i64 || rows.saturating_mul(columns) < 2 * JOB_POINTS {
-            return self.for_rows(rows, columns, |begin, end| {
+        let (all_rows, all_columns) = (space.rows(self.sizes), space.inner.value(self.sizes));
+        // A single row is sliced along its columns.
+        let rows = if all_rows == 1 { 0..1 } else { self.part(all_rows) };
+        let columns = if all_rows == 1 { self.part(all_columns) } else { 0..all_columns };
+        let (height, width) = (rows.end - rows.start, columns.end - columns.start);
+        if height >= 2 * self.threads.count() as i64 || height.saturating_mul(width) < 2 * JOB_POINTS {
+            return self.for_range(rows, width, |begin, end| {
                 // SAFETY: the points of different rows store to different places.
-                unsafe { self.call(function, &plain_region(begin..end, 0..columns)) }
+                unsafe { self.call(function, &plain_region(begin..end, columns.clone())) }
             });
         }
         // Few long rows: cut the columns, at multiples of a vector.
-        let groups = columns.div_euclid(16) + 1;
-        self.for_rows(groups, rows.saturating_mul(16), |begin, end| {
-            let columns = (16 * begin)..(16 * end).min(columns);
+        let groups = width.div_euclid(16) + 1;
+        self.for_rows(groups, height.saturating_mul(16), |begin, end| {
+            let columns = columns.start + 16 * begin..columns.start + (16 * end).min(width);
             // SAFETY: the points of different columns store to different places.
-            unsafe { self.call(function, &plain_region(0..rows, columns)) }
+            unsafe { self.call(function, &plain_region(rows.clone(), columns)) }
         });
     }
 
@@ -40,7 +43,8 @@ impl LaunchContext<'_> {
     /// # Safety
     /// As for `execute`.
     pub(crate) unsafe fn transposing_map(&self, space: &Space, function: FunctionId) {
-        let rows = space.rows(self.sizes);
+        let sliced = self.part(space.rows(self.sizes));
+        let (first, rows) = (sliced.start, sliced.end - sliced.start);
         let columns = space.inner.value(self.sizes);
         if rows <= 0 || columns <= 0 {
             return;
@@ -52,7 +56,7 @@ impl LaunchContext<'_> {
         self.for_rows(high.saturating_mul(wide), height * width, |begin, end| {
             for tile in begin..end {
                 let (row, column) = (tile / wide * height, tile % wide * width);
-                let rows = row..(row + height).min(rows);
+                let rows = first + row..first + (row + height).min(rows);
                 let columns = column..(column + width).min(columns);
                 // SAFETY: different points store to different places.
                 unsafe { self.call(function, &plain_region(rows, columns)) }
@@ -78,7 +82,7 @@ impl LaunchContext<'_> {
         };
         let rows = product(&self.values(&reduction.rows));
         let passes = reduction.phases.len() as i64 + 1;
-        self.for_rows(rows, columns.saturating_mul(passes), |begin, end| {
+        self.for_range(self.part(rows), columns.saturating_mul(passes), |begin, end| {
             // A row without columns still has row results: the column range is not the function's loop bound.
             // SAFETY: different rows store to different places.
             unsafe { self.call(function, &plain_region(begin..end, 0..1)) }

@@ -13,10 +13,11 @@ mod reduction_order;
 mod routing;
 mod run;
 mod shared;
+mod slices;
 pub(crate) mod slots;
 mod table;
 
-pub(crate) use bind::bind;
+pub use bind::CpuBound;
 pub use error::{CompileError, ExecuteError};
 pub(crate) use launch::BoundAccess;
 pub(crate) use run::{buffer_name, panic_message};

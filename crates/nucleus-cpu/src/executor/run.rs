@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use nucleus_ir::Rate;
 use nucleus_plan::bounds::{allowed_indices, find_index_outside, split_accesses};
-use nucleus_plan::{Anchor, BoundPlan, BufferId, Launch, Place, Plan, Profile};
+use nucleus_plan::{Anchor, BoundPlan, BufferId, Kernel, Launch, Place, Plan, Profile};
 
+use super::bind::CpuBound;
 use super::compiled::CompiledKernel;
 use super::error::ExecuteError;
 use super::launch::LaunchContext;
@@ -53,13 +54,14 @@ impl CpuProgram {
     /// not write what others of its points touch was proved when its sizes were bound.
     pub unsafe fn execute(
         &self,
-        bound: &BoundPlan,
+        bound: &CpuBound,
         stage: Rate,
         table: &BufferTable,
         mut profile: Option<&mut Profile>,
     ) -> Result<(), ExecuteError> {
         let plan = self.plan();
-        if !bound.is_of(plan) {
+        let sizes = bound.sizes();
+        if !sizes.is_of(plan) {
             return Err(ExecuteError::OtherPlan);
         }
         if let Some(profile) = profile.as_deref_mut() {
@@ -67,23 +69,30 @@ impl CpuProgram {
         }
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             self.threads().install(|| {
-                for (number, launch) in plan.launches.iter().enumerate().filter(|(_, l)| l.stage == stage) {
+                let mut sliced = bound.sliced.iter().peekable();
+                let mut number = 0;
+                while number < plan.launches.len() {
+                    let run = sliced.next_if(|run| run.launches.start == number);
+                    if plan.launches[number].stage != stage {
+                        number = run.map_or(number + 1, |run| run.launches.end);
+                        continue;
+                    }
+                    if let Some(run) = run {
+                        // SAFETY: passed on.
+                        if unsafe { self.run_slices(sizes, run, table, profile.as_deref_mut())? } {
+                            number = run.launches.end;
+                            continue;
+                        }
+                    }
                     let started = Instant::now();
                     // SAFETY: passed on.
-                    let outcome = catch_unwind(AssertUnwindSafe(|| unsafe {
-                        self.launch(bound, number, launch, table)
-                    }));
-                    outcome.unwrap_or_else(|payload| {
-                        let place = plan.describe(launch);
-                        if let Some(&source) = payload.downcast_ref::<OutOfMemory>() {
-                            return Err(ExecuteError::Memory { launch: number, place, source });
-                        }
-                        let message = panic_message(payload.as_ref());
-                        Err(ExecuteError::Panic { launch: number, place, message })
-                    })?;
+                    let outcome =
+                        catch_unwind(AssertUnwindSafe(|| unsafe { self.launch(sizes, number, table) }));
+                    outcome.unwrap_or_else(|payload| Err(self.panicked(number, payload)))?;
                     if let Some(profile) = profile.as_deref_mut() {
                         profile.seconds[number] += started.elapsed().as_secs_f64();
                     }
+                    number += 1;
                 }
                 Ok(())
             })
@@ -94,8 +103,17 @@ impl CpuProgram {
         })
     }
 
+    /// What a panic in a launch means.
+    pub(super) fn panicked(&self, launch: usize, payload: Box<dyn Any + Send>) -> ExecuteError {
+        let place = self.plan().describe(&self.plan().launches[launch]);
+        if let Some(&source) = payload.downcast_ref::<OutOfMemory>() {
+            return ExecuteError::Memory { launch, place, source };
+        }
+        ExecuteError::Panic { launch, place, message: panic_message(payload.as_ref()) }
+    }
+
     /// The address of every operand; null where the launch needs none.
-    fn operands(
+    pub(super) fn operands(
         &self,
         bound: &BoundPlan,
         number: usize,
@@ -131,37 +149,77 @@ impl CpuProgram {
         &self,
         bound: &BoundPlan,
         number: usize,
-        launch: &Launch,
         table: &BufferTable,
     ) -> Result<(), ExecuteError> {
         let plan = self.plan();
-        let kernel = plan.kernel(launch.kernel);
+        let launch = &plan.launches[number];
         let operands = self.operands(bound, number, launch, table)?;
         let context = LaunchContext {
-            kernel,
+            kernel: plan.kernel(launch.kernel),
             operands: &operands,
             sizes: bound.launch_sizes(number),
             code: self.code(),
             threads: self.threads(),
             isa: self.isa(),
-        };
-        let fail = |why: &str| {
-            Err(ExecuteError::Launch { launch: number, place: plan.describe(launch), why: why.to_owned() })
+            slice: None,
         };
         // SAFETY: the table's memory is the caller's promise; affine accesses were checked against it when sizes were bound, indirect
         // ones are checked here.
         unsafe {
-            if self.has_indices(launch.kernel) {
-                check_indices(&context, bound, launch).map_err(|(slot, value, size)| {
-                    ExecuteError::Index { launch: number, place: plan.describe(launch), slot, value, size }
-                })?;
-            }
-            let routed = match (self.compiled(launch.kernel), &kernel.anchor) {
-                (CompiledKernel::Map { space, function, transposes: false }, _) => {
+            self.check_indices(bound, number, &operands)?;
+            self.run_anchor(&context, number)
+        }
+    }
+
+    /// Looks at the indices that a launch will load, if it loads any.
+    ///
+    /// # Safety
+    /// The operands point to as much memory as the launch needs.
+    pub(super) unsafe fn check_indices(
+        &self,
+        bound: &BoundPlan,
+        number: usize,
+        operands: &[*mut u8],
+    ) -> Result<(), ExecuteError> {
+        let plan = self.plan();
+        let launch = &plan.launches[number];
+        if !self.has_indices(launch.kernel) {
+            return Ok(());
+        }
+        let (kernel, sizes) = (plan.kernel(launch.kernel), bound.launch_sizes(number));
+        // SAFETY: passed on.
+        let checked = unsafe { check_indices((kernel, operands, sizes), bound, launch) };
+        checked.map_err(|(slot, value, size)| ExecuteError::Index {
+            launch: number,
+            place: plan.describe(launch),
+            slot,
+            value,
+            size,
+        })
+    }
+
+    /// Runs a launch, or a slice of one.
+    ///
+    /// # Safety
+    /// As for `execute`; indices were checked.
+    pub(super) unsafe fn run_anchor(
+        &self,
+        context: &LaunchContext<'_>,
+        number: usize,
+    ) -> Result<(), ExecuteError> {
+        let plan = self.plan();
+        let launch = &plan.launches[number];
+        let fail = |why: &str| {
+            Err(ExecuteError::Launch { launch: number, place: plan.describe(launch), why: why.to_owned() })
+        };
+        // SAFETY: passed on.
+        let routed = unsafe {
+            match (self.compiled(launch.kernel), &context.kernel.anchor) {
+                (CompiledKernel::Map { space, function, transposes: false, .. }, _) => {
                     context.map(space, *function);
                     Ok(())
                 }
-                (CompiledKernel::Map { space, function, transposes: true }, _) => {
+                (CompiledKernel::Map { space, function, transposes: true, .. }, _) => {
                     context.transposing_map(space, *function);
                     Ok(())
                 }
@@ -189,15 +247,15 @@ impl CpuProgram {
                     context.segment_sum(sum, [*base, *update, *epilogue])
                 }
                 _ => return fail("the kernel was compiled as something else"),
-            };
-            match routed {
-                Ok(()) => Ok(()),
-                Err(RoutingError::Kernel(source)) => {
-                    Err(ExecuteError::Kernel { launch: number, place: plan.describe(launch), source })
-                }
-                Err(RoutingError::BadRows) => {
-                    fail("the inverted index map has rows out of order or positions out of range")
-                }
+            }
+        };
+        match routed {
+            Ok(()) => Ok(()),
+            Err(RoutingError::Kernel(source)) => {
+                Err(ExecuteError::Kernel { launch: number, place: plan.describe(launch), source })
+            }
+            Err(RoutingError::BadRows) => {
+                fail("the inverted index map has rows out of order or positions out of range")
             }
         }
     }
@@ -205,23 +263,23 @@ impl CpuProgram {
 
 /// Looks at every index a launch will load. The error is the slot, the index and the number of places there are.
 unsafe fn check_indices(
-    context: &LaunchContext,
+    (kernel, operands, sizes): (&Kernel, &[*mut u8], &[i64]),
     bound: &BoundPlan,
     launch: &Launch,
 ) -> Result<(), (String, i64, i64)> {
-    for slot in slots(&context.kernel.anchor) {
+    for slot in slots(&kernel.anchor) {
         let (_, indirect) = split_accesses(slot.function);
-        let extents: Vec<i64> = slot.extents.iter().map(|extent| extent.value(context.sizes)).collect();
+        let extents: Vec<i64> = slot.extents.iter().map(|extent| extent.value(sizes)).collect();
         for access in indirect {
             let Some(through) = &access.indirect else { continue };
             let buffer = launch.operands[access.operand as usize];
             let elements = bound.buffer_elements(buffer);
-            let stride = context.size(through.stride);
-            let allowed = allowed_indices(access, stride, &extents, context.sizes, elements);
-            let data = context.operands[through.index.operand as usize].cast_const().cast::<i32>();
+            let stride = through.stride.value(sizes);
+            let allowed = allowed_indices(access, stride, &extents, sizes, elements);
+            let data = operands[through.index.operand as usize].cast_const().cast::<i32>();
             // SAFETY: the index access was checked against its buffer when sizes were bound.
             let load = |element: i64| unsafe { data.offset(element as isize).read_unaligned() };
-            let found = find_index_outside(&through.index, &extents, context.sizes, load, &allowed);
+            let found = find_index_outside(&through.index, &extents, sizes, load, &allowed);
             if let Some(value) = found {
                 return Err((slot.name, value, allowed.end));
             }

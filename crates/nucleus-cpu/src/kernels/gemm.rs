@@ -285,7 +285,8 @@ impl<'a> Run<'a> {
             let layout = PackedLayout::new(problem.isa, part.packing, problem.k, part.n);
             let wish = cut.columns / part.segments.max(1);
             let wish = wish.div_ceil(layout.panel_cols).max(1).next_multiple_of(least_panels(part));
-            let group_panels = wish.min(layout.panels.max(1));
+            // Narrow jobs of a symmetric product leave little above the diagonal to be computed.
+            let group_panels = if part.symmetric { 1 } else { wish.min(layout.panels.max(1)) };
             let first_job = jobs;
             jobs += if part.segments == 0 { 0 } else { layout.panels.div_ceil(group_panels) };
             let stream = stream_chunks(&chunks, &layout);

@@ -1,7 +1,7 @@
 //! Runs a plan on both sides and compares.
 
 use nucleus_cpu::kernels::Isa;
-use nucleus_cpu::{BufferPointer, BufferTable, CpuProgram, ExecuteError, Options};
+use nucleus_cpu::{BufferPointer, BufferTable, CpuProgram, ExecuteError, Options, Slicing};
 use nucleus_ir::{Bindings, Rate};
 use nucleus_plan::{BufferId, Place, Plan};
 
@@ -26,7 +26,7 @@ pub(crate) fn run(
     let mut memory: Vec<Vec<u8>> = Vec::new();
     let mut table = BufferTable::new(&plan);
     for (position, buffer) in plan.buffers.iter().enumerate() {
-        let bytes = bound.buffer_bytes(BufferId(position as u32));
+        let bytes = bound.sizes().buffer_bytes(BufferId(position as u32));
         let mut data = match name_of(&plan, &buffer.place) {
             Some(name) => encode(&given.tensors[&name], buffer.dtype),
             None => vec![0xff; bytes],
@@ -63,7 +63,7 @@ pub(crate) fn run(
     Ok(outputs)
 }
 
-/// Checks outputs against the interpreter and that neither threads nor packing beforehand change a bit.
+/// Checks outputs against the interpreter and that neither threads nor slices nor packing beforehand change a bit.
 pub(crate) fn check(case: &Case) {
     check_plan(&plan(case.text), case.dims, case.value, case.tolerance);
 }
@@ -80,8 +80,14 @@ pub(crate) fn check_plan(
     let expected = expected(case, plan, &dims);
     for isa in [Isa::supported()[0], Isa::Portable] {
         let mut first: Option<Vec<Vec<u8>>> = None;
-        for (threads, prepare) in [(1, false), (2, true), (4, false)] {
-            let options = Options { threads, isa: Some(isa), ..Options::default() };
+        let runs = [
+            (1, false, Slicing::Never),
+            (2, true, Slicing::Wherever),
+            (4, false, Slicing::Wherever),
+            (2, false, Slicing::Worthwhile),
+        ];
+        for (threads, prepare, slicing) in runs {
+            let options = Options { threads, isa: Some(isa), slicing, ..Options::default() };
             let mut program = CpuProgram::compile(plan.clone(), options).unwrap();
             let outputs = run(&mut program, &dims, &expected, prepare).unwrap();
             for (position, (got, want)) in outputs.iter().zip(&expected.outputs).enumerate() {
@@ -99,7 +105,11 @@ pub(crate) fn check_plan(
             }
             match &first {
                 None => first = Some(outputs),
-                Some(first) => assert!(*first == outputs, "{threads} threads change bits of {:?}", case.dims),
+                Some(first) => assert!(
+                    *first == outputs,
+                    "{threads} threads, slices {slicing:?} change bits of {:?}",
+                    case.dims
+                ),
             }
         }
     }

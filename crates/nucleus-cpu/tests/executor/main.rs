@@ -21,3 +21,4 @@ mod random_functions;
 mod reductions;
 mod routing;
 mod row_structures;
+mod slices;

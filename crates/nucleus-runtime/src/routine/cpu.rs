@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use nucleus_cpu::buffer::AlignedBuffer;
 use nucleus_cpu::threads::Threads;
-use nucleus_cpu::{BufferPointer, BufferTable, CpuProgram, Options};
+use nucleus_cpu::{BufferPointer, BufferTable, CpuBound, CpuProgram, Options};
 use nucleus_ir::{Bindings, Rate};
-use nucleus_plan::{BoundPlan, BufferId, Place, Plan, Profile};
+use nucleus_plan::{BufferId, Place, Plan, Profile};
 
 use super::{Call, Given, KEPT_SIZES, RoutineError, Source, Target};
 use crate::inputs::{InputError, evaluated_shape};
@@ -16,7 +16,7 @@ use crate::tensor::HostTensor;
 /// What depends on sizes alone.
 struct Prepared {
     bindings: Bindings,
-    bound: BoundPlan,
+    bound: CpuBound,
     arena: AlignedBuffer,
 }
 
@@ -38,7 +38,7 @@ impl CpuRoutine {
         memory_limit: Option<u64>,
     ) -> Result<CpuRoutine, RoutineError> {
         let memory_limit = memory_limit.unwrap_or_else(physical_memory);
-        let options = Options { threads: threads.count(), isa: None, memory_limit };
+        let options = Options { threads: threads.count(), memory_limit, ..Options::default() };
         let program = CpuProgram::compile_on(threads.clone(), plan, options)?;
         let table = BufferTable::new(program.plan());
         Ok(CpuRoutine {
@@ -77,7 +77,7 @@ impl CpuRoutine {
         place(&mut self.step_arena, Rate::Step, &prepared.bound, &self.program, &mut self.table)?;
         let (memory, bytes) = (prepared.arena.as_ptr(), prepared.arena.len());
         let plan = self.program.plan();
-        self.table.place_arena(plan, &prepared.bound, Rate::Prompt, memory, bytes)?;
+        self.table.place_arena(plan, prepared.bound.sizes(), Rate::Prompt, memory, bytes)?;
         point_at_outputs(plan, &mut self.table, &mut call, &mut copies)?;
         point_at_inputs(plan, &mut self.table, &mut call)?;
         // The table now points at memory that the call borrows and at this routine's own.
@@ -204,11 +204,11 @@ fn point_at_inputs(
 fn place(
     arena: &mut AlignedBuffer,
     rate: Rate,
-    bound: &BoundPlan,
+    bound: &CpuBound,
     program: &CpuProgram,
     table: &mut BufferTable,
 ) -> Result<(), RoutineError> {
     let full = |source| RoutineError::Arena { rate: rate.name(), source };
-    arena.try_reserve(bound.arena_bytes(rate)).map_err(full)?;
-    Ok(table.place_arena(program.plan(), bound, rate, arena.as_ptr(), arena.len())?)
+    arena.try_reserve(bound.sizes().arena_bytes(rate)).map_err(full)?;
+    Ok(table.place_arena(program.plan(), bound.sizes(), rate, arena.as_ptr(), arena.len())?)
 }

@@ -4,9 +4,9 @@
 //! session never holds more than one copy of them and a second of one.
 
 use nucleus_cpu::buffer::{AlignedBuffer, OutOfMemory};
-use nucleus_cpu::{BufferPointer, BufferTable, CpuProgram, ExecuteError, Options, PackSource};
+use nucleus_cpu::{BufferPointer, BufferTable, CpuBound, CpuProgram, ExecuteError, Options, PackSource};
 use nucleus_ir::{Bindings, DType, Rate, TensorType};
-use nucleus_plan::{BoundPlan, BufferId, Place, Plan, Profile};
+use nucleus_plan::{BufferId, Place, Plan, Profile};
 
 use super::weights::Weights;
 use super::{Inputs, MemoryUse, SessionError, SessionOptions};
@@ -34,7 +34,7 @@ pub(super) struct CpuSession {
 
 /// What depends on a prompt and on sizes alone, in host memory.
 pub(super) struct CpuPrompt {
-    bound: BoundPlan,
+    bound: CpuBound,
     arena: AlignedBuffer,
     /// Those that are not given at every step.
     inputs: Inputs,
@@ -60,7 +60,7 @@ impl CpuSession {
         let memory_limit = options.memory_limit.unwrap_or_else(physical_memory);
         let program = CpuProgram::compile(
             plan,
-            Options { threads: options.threads.unwrap_or(0), isa: None, memory_limit },
+            Options { threads: options.threads.unwrap_or(0), memory_limit, ..Options::default() },
         )?;
         let table = BufferTable::new(program.plan());
         let weights = Weights { source, specs, threads: program.threads().count() };
@@ -155,7 +155,7 @@ impl CpuSession {
     fn place(
         &mut self,
         rate: Rate,
-        bound: &BoundPlan,
+        bound: &CpuBound,
         memory: Option<&AlignedBuffer>,
     ) -> Result<(), SessionError> {
         let own = if rate == Rate::Model { &mut self.model_arena } else { &mut self.step_arena };
@@ -166,15 +166,11 @@ impl CpuSession {
                 own
             }
         };
-        Ok(self.table.place_arena(self.program.plan(), bound, rate, memory.as_ptr(), memory.len())?)
+        Ok(self.table.place_arena(self.program.plan(), bound.sizes(), rate, memory.as_ptr(), memory.len())?)
     }
 
     /// Packs right factors, gives back what they are packed from, and runs the stage `model`.
-    fn load(
-        &mut self,
-        bound: &BoundPlan,
-        progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<(), SessionError> {
+    fn load(&mut self, bound: &CpuBound, progress: &mut dyn FnMut(usize, usize)) -> Result<(), SessionError> {
         self.place(Rate::Step, bound, None)?;
         self.place(Rate::Model, bound, None)?;
         let uses = self.program.weight_uses();
@@ -264,9 +260,9 @@ impl CpuSession {
 }
 
 /// Grows an arena to what sizes need. Where it has to grow, its contents are lost.
-fn reserve(arena: &mut AlignedBuffer, rate: Rate, bound: &BoundPlan) -> Result<(), SessionError> {
+fn reserve(arena: &mut AlignedBuffer, rate: Rate, bound: &CpuBound) -> Result<(), SessionError> {
     let full = |source| SessionError::Arena { rate: rate.name(), source };
-    arena.try_reserve(bound.arena_bytes(rate)).map_err(full)
+    arena.try_reserve(bound.sizes().arena_bytes(rate)).map_err(full)
 }
 
 /// The memory of a tensor that launches only read.
