@@ -165,6 +165,26 @@ impl Tile {
         (self.stages * self.stage_bytes(dtype)).max(slice)
     }
 
+    /// Bytes of shared memory of a pipeline whose right factor comes as bytes, and of the two tiles that they are widened to.
+    pub fn widened_bytes(&self, dtype: DType) -> u32 {
+        let (stage, tiles) = self.widened_parts(dtype);
+        self.stages * stage + tiles
+    }
+
+    /// A stage of such a pipeline, and its two tiles.
+    fn widened_parts(&self, dtype: DType) -> (u32, u32) {
+        let size = dtype.size() as u32;
+        ((self.rows * size + self.columns) * self.depth, 2 * self.columns * self.depth * size)
+    }
+
+    /// The tile with as many stages as leave room to widen its right factor; `None` if there are not even two.
+    pub fn widening(mut self, dtype: DType, device: &Device) -> Option<Tile> {
+        let (stage, tiles) = self.widened_parts(dtype);
+        let room = self.room(device).max(self.stages * self.stage_bytes(dtype));
+        self.stages = self.stages.min(room.saturating_sub(tiles) / stage);
+        (self.stages >= 2).then_some(self)
+    }
+
     /// True if the numbers fit each other and the device; what is read from a table need not.
     pub fn is_legal(&self, dtype: DType, device: &Device) -> bool {
         let powers = [self.rows, self.columns, self.warps, self.across];
