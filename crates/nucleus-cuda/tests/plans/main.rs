@@ -12,6 +12,8 @@ mod shim;
 mod attention;
 #[path = "../../../nucleus-cpu/tests/executor/attention_shapes.rs"]
 mod attention_shapes;
+#[path = "../../../nucleus-cpu/tests/executor/bytes.rs"]
+mod bytes;
 #[path = "../../../nucleus-cpu/tests/executor/case.rs"]
 mod case;
 #[path = "../../../nucleus-cpu/tests/executor/contractions.rs"]
