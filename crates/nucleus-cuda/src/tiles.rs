@@ -117,7 +117,7 @@ impl Tile {
             // 128 accumulators for a thread have none to spare if there are two; and large tiles of f32 would be long code.
             let each = rows * columns / (warps * 32);
             let shallow =
-                if dtype == DType::F32 { rows * columns > 64 * 64 } else { each >= 128 && blocks > 1 };
+                if dtype == DType::F32 { rows * columns >= 64 * 64 } else { each >= 128 && blocks > 1 };
             for bytes in if shallow { &[64][..] } else { &[128, 64] } {
                 tile.depth = bytes / dtype.size() as u32;
                 tile.stages = (room / tile.stage_bytes(dtype)).min(MOST_STAGES);
