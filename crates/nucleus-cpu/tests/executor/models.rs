@@ -76,7 +76,7 @@ fn a_denoising_step_in_bf16() {
 fn a_denoising_step_with_weights_of_bytes() {
     let quantize = Some(Quantize { least_elements: 256 });
     let plan = plan_of("velocity", SMALL, &CompileOptions { quantize, ..options(DType::F32) });
-    assert!(plan.weights.iter().any(|weight| weight.ty.dtype == DType::I8));
+    assert!(plan.weights.iter().any(|(_, ty)| ty.dtype == DType::I8));
     let value = |name: &str, position: usize| match name.ends_with(".scale") {
         true => Some((noise(name.len() as u64, position) + 0.5) / 400.0),
         false => value(name, position).map(|value| if value.abs() < 1.0 { value } else { value.round() }),

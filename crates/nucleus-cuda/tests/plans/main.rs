@@ -6,6 +6,7 @@
 mod attention_architectures;
 mod device;
 mod harness;
+mod random_graphs;
 mod shim;
 
 #[path = "../../../nucleus-cpu/tests/executor/attention.rs"]
