@@ -72,7 +72,8 @@ fn kernels() -> Result<(Vec<Plan>, Vec<DistinctKernel>), String> {
         let named = group.architectures.iter().map(|name| name.parse());
         let architectures: Vec<Architecture> = named.collect::<Result<_, _>>().unwrap();
         let distinct = distinct_kernels(&group.plans, &architectures).map_err(|error| error.to_string())?;
-        for mut kernel in distinct.into_iter().filter(|kernel| !group.tiled_alone || is_tiled(kernel.anchor)) {
+        for mut kernel in distinct.into_iter().filter(|kernel| !group.tiled_alone || is_tiled(kernel.anchor))
+        {
             let at = *known.entry(kernel.source.text.clone()).or_insert(kernels.len());
             if at == kernels.len() {
                 kernel.first.0 += plans.len();
@@ -225,7 +226,10 @@ fn matrix_kernels_run_on_tensor_cores_and_copy_asynchronously() {
         for (instructions, wanted) in wanted {
             if wanted && !instructions.iter().any(|name| found.contains(*name)) {
                 let name = &kernel.source.name;
-                failures.lock().unwrap().push(format!("{name} {} has no {instructions:?}", image.architecture));
+                failures
+                    .lock()
+                    .unwrap()
+                    .push(format!("{name} {} has no {instructions:?}", image.architecture));
             }
         }
     };

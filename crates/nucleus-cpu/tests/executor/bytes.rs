@@ -16,9 +16,7 @@ fn products(dtype: &str, depth: i64, columns: i64) -> String {
         };
         let store = |value: &str| format!("store o{result}[{columns}*i0 + i1] = {value};");
         let (segments, epilogue) = match kind {
-            0 => {
-                (2, format!("v0 = accumulator 0; v1 = accumulator 1; v2 = add(v0, v1); {}", store("v2")))
-            }
+            0 => (2, format!("v0 = accumulator 0; v1 = accumulator 1; v2 = add(v0, v1); {}", store("v2"))),
             _ => (1, format!("v0 = accumulator 0; {}", store("v0"))),
         };
         format!(
@@ -41,8 +39,9 @@ fn products(dtype: &str, depth: i64, columns: i64) -> String {
             types[kind]
         )
     };
-    let parts: String =
-        (0..3).map(|kind| format!("\n        part {}", part(kind, 2 * kind + 1).replace("{depth}", ""))).collect();
+    let parts: String = (0..3)
+        .map(|kind| format!("\n        part {}", part(kind, 2 * kind + 1).replace("{depth}", "")))
+        .collect();
     format!(
         "
     dim N;
@@ -81,8 +80,7 @@ fn products(dtype: &str, depth: i64, columns: i64) -> String {
 
 #[test]
 fn bytes_of_any_alignment() {
-    for (dtype, depth, columns) in
-        [("bf16", 320, 144), ("bf16", 24, 100), ("f16", 208, 50), ("f32", 48, 40)]
+    for (dtype, depth, columns) in [("bf16", 320, 144), ("bf16", 24, 100), ("f16", 208, 50), ("f32", 48, 40)]
     {
         let text = products(dtype, depth, columns);
         for n in [1, 70] {

@@ -4,8 +4,8 @@
 use nucleus_ir::graph_printer::print_graph;
 use nucleus_ir::testing::{random_graph, random_training_graph, with_loss};
 use nucleus_ir::{DType, Graph};
-use nucleus_passes::pipeline::{CompileOptions, compile_graph};
 use nucleus_passes::Gradients;
+use nucleus_passes::pipeline::{CompileOptions, compile_graph};
 use nucleus_plan::Plan;
 
 use crate::case::noise;
@@ -43,9 +43,11 @@ struct Subject {
 
 impl Subject {
     fn new(seed: u64, graph: Graph, options: &CompileOptions) -> Subject {
-        let plan = compile_graph(&graph, options, &mut ()).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        let plan =
+            compile_graph(&graph, options, &mut ()).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
         let mut names = ["B", "H", "W", "T"].into_iter().zip([3, 5, 5, 7]).zip(1000..);
-        let dims = [(); 4].map(|()| names.next().map(|((name, most), at)| (name, 1 + draw(seed, at, most))).unwrap());
+        let dims = [(); 4]
+            .map(|()| names.next().map(|((name, most), at)| (name, 1 + draw(seed, at, most))).unwrap());
         let integers = graph.inputs.iter().filter(|input| input.ty.dtype == DType::I32);
         let integers = integers.map(|input| input.name.clone()).collect();
         // A sum in another order may be rounded to the neighbouring number of a narrow type, and that twice in a chain.
@@ -64,8 +66,10 @@ impl Subject {
 fn check(subjects: &[Subject]) {
     let mut failures = Vec::new();
     for chunk in subjects.chunks(GRAPHS_OF_A_PROGRAM as usize) {
-        let values: Vec<_> =
-            chunk.iter().map(|subject| move |name: &str, position: usize| subject.value(name, position)).collect();
+        let values: Vec<_> = chunk
+            .iter()
+            .map(|subject| move |name: &str, position: usize| subject.value(name, position))
+            .collect();
         let cases: Vec<(&Plan, Case)> = chunk
             .iter()
             .zip(&values)
@@ -74,7 +78,11 @@ fn check(subjects: &[Subject]) {
             })
             .collect();
         for (number, error) in compare_all(&cases) {
-            failures.push(format!("seed {}: {error}\n{}", chunk[number].seed, print_graph(&chunk[number].graph)));
+            failures.push(format!(
+                "seed {}: {error}\n{}",
+                chunk[number].seed,
+                print_graph(&chunk[number].graph)
+            ));
         }
     }
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));

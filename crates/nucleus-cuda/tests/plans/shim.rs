@@ -51,13 +51,7 @@ fn executable(text: &str) -> PathBuf {
         let program = unique("exe");
         let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
         let output = Command::new(compiler)
-            .args([
-                "-std=c++17",
-                "-O1",
-                "-g1",
-                "-fsanitize=address,undefined",
-                "-fno-sanitize-recover=all",
-            ])
+            .args(["-std=c++17", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"])
             .args(["-fno-strict-aliasing", "-ffp-contract=off", "-Wno-unknown-pragmas", "-w"])
             .arg("-I")
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/shim"))

@@ -85,8 +85,7 @@ pub(super) fn choose(
         |tile: &Tile| -> Vec<Shape> { classes.iter().map(|class| shape(contraction, class, tile)).collect() };
     let widens = |class: &Class| widened(&class.part.b, &class.operands, contraction.dtype).is_some();
     let widens = classes.iter().any(widens);
-    let fitted =
-        |tile: Tile| if widens { tile.widening(contraction.dtype, device) } else { Some(tile) };
+    let fitted = |tile: Tile| if widens { tile.widening(contraction.dtype, device) } else { Some(tile) };
     let measured = facts.tile().filter(|tile| tile.is_legal(contraction.dtype, device));
     if let Some(tile) = measured.and_then(fitted) {
         return Ok((tile, shapes(&tile)));
