@@ -298,3 +298,28 @@ fn efficiency(tile: &Tile, dtype: DType) -> f64 {
     // 64 x 64 reads just what 128 bytes per cycle allow.
     (rows * columns / (rows + columns) / 32.0).min(1.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_find_room_to_be_widened_on_every_architecture() {
+        for name in ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"] {
+            let device = Device::of(name.parse().expect("it is known"));
+            for dtype in [DType::Bf16, DType::F32] {
+                let tiles = Tile::all(dtype, &device);
+                let widening: Vec<Tile> =
+                    tiles.iter().filter_map(|tile| tile.widening(dtype, &device)).collect();
+                // The largest tile among them: weights of bytes are not to be slower where products are the bound.
+                let largest = |tiles: &[Tile]| tiles.iter().map(|tile| tile.rows * tile.columns).max();
+                assert_eq!(largest(&widening), largest(&tiles), "{dtype} on {name}");
+                for tile in widening {
+                    let bytes = tile.widened_bytes(dtype);
+                    assert!(tile.stages >= 2 && bytes <= device.block_shared_memory, "{tile:?} on {name}");
+                    assert!(bytes <= tile.room(&device), "{tile:?} on {name} leaves no room for its blocks");
+                }
+            }
+        }
+    }
+}
