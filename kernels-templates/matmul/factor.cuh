@@ -10,9 +10,11 @@
 //   DEPTH_MAJOR    neighbours along the depth, not along the lines, lie side by side
 //   ELEMENTS       how many of them are moved at a time; a power of two
 //   COMPUTED       false: moved by cp.async from `address`; true: computed by `value` and stored
+//   WIDENED        moved as the bytes that it has in memory, and made elements of the tile once they are there; right factors alone
+//   Stored         its element type in memory: Product, or a byte if it is widened
 //   WHOLE_DEPTH    ELEMENTS divides the depth
 //   WHOLE_LINES    ELEMENTS divides the number of lines
-//   static const Product* address(args, part, batch, line)                   at depth 0
+//   static const Stored* address(args, part, batch, line)                    at depth 0
 //   static i64 step(args, part)                                              from one element of the depth to the next
 //   static Lanes<float, V> value<V>(args, part, batch, line, depth)          V of them side by side
 //
@@ -23,6 +25,7 @@
 #pragma once
 
 #include "ptx/async_copy.cuh"
+#include "ptx/widen.cuh"
 
 // What is added without carry to a byte's place in a row of ROW_BYTES, a power of two.
 template <int ROW_BYTES>
@@ -38,10 +41,13 @@ DEVICE int swizzle(int row) {
 template <class F, int LINES>
 struct FactorTile {
     static constexpr bool DEPTH_MAJOR = F::DEPTH_MAJOR;
-    static constexpr int SIZE = int(sizeof(Product));
+    static constexpr bool WIDENED = F::WIDENED;
+    static constexpr int SIZE = int(sizeof(Product)), STORED_SIZE = int(sizeof(typename F::Stored));
     static constexpr int BYTES = LINES * TILE_DEPTH * SIZE;
+    // What a stage of the pipeline holds: the tile, or the bytes that it is made of, those of a thread and pass after the other.
+    static constexpr int STAGE_BYTES = LINES * TILE_DEPTH * STORED_SIZE;
     static constexpr int ROW_BYTES = (DEPTH_MAJOR ? TILE_DEPTH : LINES) * SIZE;
-    static constexpr int MOVE_BYTES = F::ELEMENTS * SIZE;
+    static constexpr int MOVE_BYTES = F::ELEMENTS * SIZE, COPY_BYTES = F::ELEMENTS * STORED_SIZE;
     static constexpr int PER_ROW = ROW_BYTES / MOVE_BYTES;
     static constexpr int MOVES = BYTES / MOVE_BYTES;
     static constexpr int PASSES = (MOVES + THREADS - 1) / THREADS;
@@ -51,17 +57,19 @@ struct FactorTile {
     static_assert(PER_ROW % THREADS == 0 || THREADS % PER_ROW == 0, "moves of a row and threads are powers of two");
     static_assert(!DEPTH_MAJOR || ACROSS == 1, "a block is not narrower than a row along the depth");
 
-    const Product* pointer[POINTERS];
+    const typename F::Stored* pointer[POINTERS];
     int left[POINTERS];
     i64 step;
-    Chunk<MOVE_BYTES> held[F::COMPUTED ? PASSES : 1];
+    Chunk<F::COMPUTED ? MOVE_BYTES : 4> held[F::COMPUTED ? PASSES : 1];
 
     METHOD bool moves(int pass) const { return MOVES % THREADS == 0 || int(threadIdx.x) + pass * THREADS < MOVES; }
     METHOD int row(int pass) const { return (int(threadIdx.x) + pass * THREADS) / PER_ROW; }
     METHOD int element(int pass) const { return (int(threadIdx.x) + pass * THREADS) % PER_ROW * F::ELEMENTS; }
-    METHOD int place(int pass) const {
-        return row(pass) * ROW_BYTES + ((element(pass) * SIZE) ^ swizzle<ROW_BYTES>(row(pass)));
+    // Of an element, a multiple of those in 16 bytes after the first that is moved.
+    METHOD int place(int pass, int after = 0) const {
+        return row(pass) * ROW_BYTES + (((element(pass) + after) * SIZE) ^ swizzle<ROW_BYTES>(row(pass)));
     }
+    METHOD int stored_place(int pass) const { return (int(threadIdx.x) + pass * THREADS) * COPY_BYTES; }
 
     // Before the first tile. `From` is a factor that is moved in the same way as F.
     template <class From, class Lines>
@@ -84,7 +92,7 @@ struct FactorTile {
             if constexpr (F::COMPUTED) {
                 compute(args, lines, part, batch, pass, first, depth);
             } else {
-                copy(shared_address(to + place(pass)), pass, first, depth);
+                copy(shared_address(to + (WIDENED ? stored_place(pass) : place(pass))), pass, first, depth);
             }
         }
         if constexpr (!F::COMPUTED) {
@@ -94,25 +102,25 @@ struct FactorTile {
 
     METHOD void copy(SharedAddress to, int pass, int first, int depth) const {
         const int p = pass % POINTERS;
-        const Product* from = pointer[p];
+        const typename F::Stored* from = pointer[p];
         if constexpr (DEPTH_MAJOR) {
             const int behind = depth - first - element(pass);
             if constexpr (EVEN_DEPTH) {
-                copy_async<MOVE_BYTES>(to, from);
+                copy_async<COPY_BYTES>(to, from);
             } else if constexpr (F::WHOLE_DEPTH) {
-                copy_async_if<MOVE_BYTES>(to, from, behind > 0);
+                copy_async_if<COPY_BYTES>(to, from, behind > 0);
             } else {
-                copy_async<MOVE_BYTES>(to, from, smaller(behind > 0 ? behind : 0, F::ELEMENTS) * SIZE);
+                copy_async<COPY_BYTES>(to, from, smaller(behind > 0 ? behind : 0, F::ELEMENTS) * STORED_SIZE);
             }
         } else {
             from += step * (row(pass) - row(p));
             const bool inside = EVEN_DEPTH || first + row(pass) < depth;
             if constexpr (EVEN_DEPTH && F::WHOLE_LINES) {
-                copy_async<MOVE_BYTES>(to, from);
+                copy_async<COPY_BYTES>(to, from);
             } else if constexpr (F::WHOLE_LINES) {
-                copy_async_if<MOVE_BYTES>(to, from, inside);
+                copy_async_if<COPY_BYTES>(to, from, inside);
             } else {
-                copy_async<MOVE_BYTES>(to, from, smaller(inside && left[p] > 0 ? left[p] : 0, F::ELEMENTS) * SIZE);
+                copy_async<COPY_BYTES>(to, from, smaller(inside && left[p] > 0 ? left[p] : 0, F::ELEMENTS) * STORED_SIZE);
             }
         }
     }
@@ -146,6 +154,32 @@ struct FactorTile {
         if constexpr (F::COMPUTED) {
             UNROLL for (int pass = 0; pass < PASSES; ++pass) {
                 if (moves(pass)) *reinterpret_cast<Chunk<MOVE_BYTES>*>(to + place(pass)) = held[pass];
+            }
+        }
+    }
+
+    // Makes a tile of a stage: of the bytes that the thread copied itself, so that nobody else need have finished.
+    METHOD void widen_stage(const unsigned char* stage, unsigned char* to) const {
+        if constexpr (WIDENED) {
+            // A thread moves two units of 16 bytes or more. Where threads go on in the row, every other four begin with the second, so that
+            // eight of them write to all banks.
+            constexpr int UNIT = smaller(16 / SIZE, F::ELEMENTS), UNITS = F::ELEMENTS / UNIT, WORDS = UNIT / 4;
+            const bool turned = UNITS == 2 && PER_ROW >= 8 && (threadIdx.x & 4) != 0;
+            UNROLL for (int pass = 0; pass < PASSES; ++pass) {
+                if (!moves(pass)) break;
+                const auto bytes = *reinterpret_cast<const Chunk<COPY_BYTES>*>(stage + stored_place(pass));
+                UNROLL for (int n = 0; n < UNITS; ++n) {
+                    const int unit = turned ? UNITS - 1 - n : n;
+                    union {
+                        Chunk<UNIT * SIZE> chunk;
+                        decltype(widen(0u, Product())) words[WORDS];
+                    } wide;
+                    UNROLL for (int w = 0; w < WORDS; ++w) {
+                        const u32 word = turned ? bytes.words[(UNITS - 1 - n) * WORDS + w] : bytes.words[n * WORDS + w];
+                        wide.words[w] = widen(word, Product());
+                    }
+                    *reinterpret_cast<Chunk<UNIT * SIZE>*>(to + place(pass, unit * UNIT)) = wide.chunk;
+                }
             }
         }
     }

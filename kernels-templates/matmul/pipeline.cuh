@@ -1,5 +1,6 @@
 // The main loop of a contraction and its kernel: STAGES tiles of both factors in shared memory, of which all but one are on their way while
-// that one is multiplied; then the epilogue, through the same shared memory.
+// that one is multiplied; then the epilogue, through the same shared memory. A right factor that is widened is on its way as bytes; behind the
+// stages lie two tiles for it, one that is multiplied and the next one.
 //
 // The instructions that multiply are a struct Multiply<Left tile, right tile> of the file that includes this one:
 //
@@ -56,7 +57,8 @@ struct TileLoop {
     typedef FactorTile<RightFactor, TILE_COLUMNS> RightTile;
     typedef Multiply<LeftTile, RightTile> Multiplier;
     static constexpr int STEPS = Multiplier::STEPS;
-    static constexpr int STAGE_BYTES = LeftTile::BYTES + RightTile::BYTES;
+    static constexpr int STAGE_BYTES = LeftTile::STAGE_BYTES + RightTile::STAGE_BYTES;
+    static_assert(!LeftTile::WIDENED, "only right factors are widened");
     static_assert(STEPS % 2 == 0, "the first fragments of a tile have the registers that the last but one had");
 
     const Arguments& args;
@@ -96,6 +98,19 @@ struct TileLoop {
         right.end(stage + LeftTile::BYTES);
     }
 
+    // Where the right factor of a tile whose stage that is lies.
+    METHOD unsigned char* right_tile(const unsigned char* stage, int tile) const {
+        if constexpr (RightTile::WIDENED) {
+            return shared + STAGES * STAGE_BYTES + (tile & 1) * RightTile::BYTES;
+        } else {
+            return const_cast<unsigned char*>(stage) + LeftTile::BYTES;
+        }
+    }
+
+    METHOD void widen(const unsigned char* stage, int tile) const {
+        right.widen_stage(stage + LeftTile::BYTES, right_tile(stage, tile));
+    }
+
     // The products. `lines` are those of the right factor if it is computed.
     template <class Lines>
     METHOD void run(const Lines& lines) {
@@ -114,8 +129,9 @@ struct TileLoop {
             unsigned char* write = shared + (STAGES - 1) * STAGE_BYTES;
             const unsigned char* const behind = shared + STAGES * STAGE_BYTES;
             wait_copies<STAGES - 2>();
+            widen(read, 0);
             __syncthreads();
-            multiplier.load(fragments[0], read, read + LeftTile::BYTES, 0);
+            multiplier.load(fragments[0], read, right_tile(read, 0), 0);
             _Pragma("unroll 1") for (int tile = 0; tile < tiles; ++tile) {
                 const bool more = tile + STAGES - 1 < tiles;
                 UNROLL for (int step = 0; step < STEPS; ++step) {
@@ -124,11 +140,13 @@ struct TileLoop {
                         // The next tile is there; and the one before it, which the last fragments came from, may be written over.
                         write = const_cast<unsigned char*>(read);
                         wait_copies<STAGES - 2>();
-                        __syncthreads();
                         read += STAGE_BYTES;
                         if (read == behind) read = shared;
+                        if (RightTile::WIDENED && tile + 1 < tiles) widen(read, tile + 1);
+                        __syncthreads();
                     }
-                    multiplier.load(fragments[(step + 1) % 2], read, read + LeftTile::BYTES, (step + 1) % STEPS);
+                    const int next = step == STEPS - 1 ? tile + 1 : tile;
+                    multiplier.load(fragments[(step + 1) % 2], read, right_tile(read, next), (step + 1) % STEPS);
                     if (step == 0) {
                         if (more) begin(lines, tile + STAGES - 1, whole_depth, write);
                         commit_copies();

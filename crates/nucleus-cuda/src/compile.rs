@@ -129,7 +129,8 @@ pub struct Compiler {
 impl Compiler {
     /// A compiler that keeps what it makes.
     pub fn new(nvrtc: Nvrtc, cache: Cache) -> Compiler {
-        Compiler { nvrtc, cache, warning: Mutex::new(None) }
+        let warning = Mutex::new(cache.complaint());
+        Compiler { nvrtc, cache, warning }
     }
 
     /// NVRTC, wherever it is found, with the user's cache.
@@ -145,7 +146,7 @@ impl Compiler {
         &self.nvrtc
     }
 
-    /// What went wrong with the cache, once: kernels were compiled, but will have to be again.
+    /// What went wrong with the cache, once: kernels were compiled, but may have to be again; or its limit is not a number.
     pub fn take_warning(&self) -> Option<String> {
         self.warning.lock().map_or(None, |mut warning| warning.take())
     }

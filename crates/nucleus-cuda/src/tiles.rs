@@ -120,7 +120,7 @@ impl Tile {
             // 128 accumulators for a thread have none to spare if there are two; and large tiles of f32 would be long code.
             let each = rows * columns / (warps * 32);
             let shallow =
-                if dtype == DType::F32 { rows * columns > 64 * 64 } else { each >= 128 && blocks > 1 };
+                if dtype == DType::F32 { rows * columns >= 64 * 64 } else { each >= 128 && blocks > 1 };
             for bytes in if shallow { &[64][..] } else { &[128, 64] } {
                 tile.depth = bytes / dtype.size() as u32;
                 tile.stages = (room / tile.stage_bytes(dtype)).min(MOST_STAGES);
@@ -167,6 +167,37 @@ impl Tile {
     pub fn shared_bytes(&self, dtype: DType, device: &Device) -> u32 {
         let slice = self.slice_rows(dtype, device) * self.staged_row_bytes();
         (self.stages * self.stage_bytes(dtype)).max(slice)
+    }
+
+    /// Bytes of shared memory of a pipeline whose right factor comes as bytes, and of the two tiles that they are widened to.
+    pub fn widened_bytes(&self, dtype: DType) -> u32 {
+        let (stage, tiles) = self.widened_parts(dtype);
+        self.stages * stage + tiles
+    }
+
+    /// A stage of such a pipeline, and its two tiles.
+    fn widened_parts(&self, dtype: DType) -> (u32, u32) {
+        let size = dtype.size() as u32;
+        ((self.rows * size + self.columns) * self.depth, 2 * self.columns * self.depth * size)
+    }
+
+    /// The tile with as many stages as leave room to widen its right factor; `None` if there are not even two.
+    pub fn widening(mut self, dtype: DType, device: &Device) -> Option<Tile> {
+        let (stage, tiles) = self.widened_parts(dtype);
+        let room = self.room(device).max(self.stages * self.stage_bytes(dtype));
+        self.stages = self.stages.min(room.saturating_sub(tiles) / stage);
+        (self.stages >= 2).then_some(self)
+    }
+
+    /// What is wrong with a tile that leaves no room to widen the right factor.
+    pub fn without_room_to_widen(&self, dtype: DType, device: &Device) -> TileError {
+        let most = self
+            .widening(dtype, device)
+            .map_or("no pipeline has".to_owned(), |tile| format!("at most {} stages have", tile.stages));
+        TileError(format!(
+            "`stages = {}`: {most} room for a right factor that is widened from bytes",
+            self.stages
+        ))
     }
 
     /// Whether each number is one that some kernel can have, whatever its element type and device.
@@ -343,4 +374,29 @@ fn efficiency(tile: &Tile, dtype: DType) -> f64 {
     }
     // 64 x 64 reads just what 128 bytes per cycle allow.
     (rows * columns / (rows + columns) / 32.0).min(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_find_room_to_be_widened_on_every_architecture() {
+        for name in ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"] {
+            let device = Device::of(name.parse().expect("it is known"));
+            for dtype in [DType::Bf16, DType::F32] {
+                let tiles = Tile::all(dtype, &device);
+                let widening: Vec<Tile> =
+                    tiles.iter().filter_map(|tile| tile.widening(dtype, &device)).collect();
+                // The largest tile among them: weights of bytes are not to be slower where products are the bound.
+                let largest = |tiles: &[Tile]| tiles.iter().map(|tile| tile.rows * tile.columns).max();
+                assert_eq!(largest(&widening), largest(&tiles), "{dtype} on {name}");
+                for tile in widening {
+                    let bytes = tile.widened_bytes(dtype);
+                    assert!(tile.stages >= 2 && bytes <= device.block_shared_memory, "{tile:?} on {name}");
+                    assert!(bytes <= tile.room(&device), "{tile:?} on {name} leaves no room for its blocks");
+                }
+            }
+        }
+    }
 }

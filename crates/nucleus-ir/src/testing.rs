@@ -42,6 +42,31 @@ pub fn random_training_graph(bytes: &[u8]) -> Graph {
     generated(Generator { training: true, ..Generator::new(bytes) })
 }
 
+/// Σ over the float outputs of Σ cotangent · output, put in front of the outputs as `loss`; cotangents are inputs `cotangent.<name>`, by default 1.
+/// `None` where an output has more elements than a size can say.
+pub fn with_loss(mut graph: Graph) -> Option<Graph> {
+    let mut loss = graph.add(Op::Constant { value: Float(0.0), dtype: DType::F32 }, &[], None).ok()?;
+    for output in graph.outputs.clone() {
+        let ty = graph.ty(output.value).clone();
+        if !ty.dtype.is_float() {
+            continue;
+        }
+        let name = format!("cotangent.{}", output.name);
+        let ty = TensorType::new(DType::F32, ty.shape);
+        let count = ty.elements().ok()?;
+        let cotangent =
+            graph.add_input(Input { name, ty: ty.clone(), rate: Rate::Step, default: Some(Float(1.0)) });
+        let mut add = |op, operands: &[Value]| graph.add(op, operands, None).ok();
+        let wide = add(Op::Cast { to: DType::F32 }, &[output.value])?;
+        let product = add(Op::Mul, &[wide, cotangent])?;
+        let flat = add(Op::Reshape { shape: vec![count] }, &[product])?;
+        let sum = add(Op::ReduceSum { axis: 0, keep: false }, &[flat])?;
+        loss = add(Op::Add, &[loss, sum])?;
+    }
+    graph.outputs.insert(0, Output { name: "loss".to_owned(), value: loss });
+    Some(graph)
+}
+
 fn generated(mut generator: Generator<'_>) -> Graph {
     while !generator.bytes.is_empty() && generator.graph.node_count() < MAX_NODES {
         generator.step();

@@ -44,7 +44,7 @@ pub enum Command {
 
 For GPUs it also holds the machine code of every kernel, so that what runs it needs no compiler. NVRTC makes it, with no GPU and no
 driver: `tools/fetch-nvrtc` fetches it, or NUCLEUS_NVRTC names the library or its folder. Kernels are kept in NUCLEUS_CACHE, else in
-~/.cache/nucleus, and compiled once. Trust such an artifact as you trust a program.
+~/.cache/nucleus, and compiled once; NUCLEUS_CACHE_BYTES limits what they take, by default to 1 GiB. Trust such an artifact as you trust a program.
 
 Tiles of matrix products are chosen by a cost model of the architecture, or by --tuning: a table of what was measured, on devices that it
 names or on all of an architecture. `--emit tiles` writes the table of the choices made, to start from. The artifact then runs on the devices

@@ -1,8 +1,8 @@
 //! Which instructions a kernel must have, from the plan alone.
 
 use nucleus_cuda::Facts;
-use nucleus_ir::DType;
-use nucleus_plan::{Anchor, Kernel, KernelId, Plan, ScalarFunction};
+use nucleus_ir::{DType, ScalarOp};
+use nucleus_plan::{Access, Anchor, Kernel, KernelId, Plan, ScalarFunction, Step};
 
 /// What must be in a kernel's machine code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub(crate) struct Expectation {
     pub(crate) tensor_cores: bool,
     /// Copies from global to shared memory that nobody waits for at once: LDGSTS.
     pub(crate) asynchronous: bool,
+    /// Bytes that are made factors two at a time: HFMA2 or HADD2.
+    pub(crate) widened: bool,
 }
 
 impl Expectation {
@@ -22,8 +24,10 @@ impl Expectation {
         if !matches!(dtype, Some(DType::Bf16 | DType::F16)) {
             return Expectation::default();
         }
-        let asynchronous = factors.into_iter().any(|factor| copied(factor, kernel, &facts));
-        Expectation { tensor_cores: true, asynchronous }
+        let any = |holds: fn(&ScalarFunction, &Kernel, &Facts) -> bool| {
+            factors.iter().any(|factor| holds(factor, kernel, &facts))
+        };
+        Expectation { tensor_cores: true, asynchronous: any(copied), widened: any(widened) }
     }
 }
 
@@ -49,9 +53,20 @@ fn factors(kernel: &Kernel) -> (Option<DType>, Vec<&ScalarFunction>) {
 /// Whether a factor lies in memory as it is multiplied, 16 bytes side by side.
 fn copied(factor: &ScalarFunction, kernel: &Kernel, facts: &Facts) -> bool {
     let Some(access) = factor.as_load() else { return false };
-    let dtype = kernel.operands[access.operand as usize].dtype;
-    let lanes = 16 / dtype.size() as i64;
+    matches!(kernel.operands[access.operand as usize].dtype, DType::Bf16 | DType::F16)
+        && side_by_side(access, kernel, facts)
+}
+
+/// Whether a factor is bytes that lie in memory 16 side by side.
+fn widened(factor: &ScalarFunction, kernel: &Kernel, facts: &Facts) -> bool {
+    let [Step::Load(access), Step::Apply { op: ScalarOp::Cast(_), .. }] = factor.steps.as_slice() else {
+        return false;
+    };
+    kernel.operands[access.operand as usize].dtype == DType::I8 && side_by_side(access, kernel, facts)
+}
+
+fn side_by_side(access: &Access, kernel: &Kernel, facts: &Facts) -> bool {
+    let lanes = 16 / kernel.operands[access.operand as usize].dtype.size() as i64;
     let unit = access.strides.iter().position(|stride| stride.is(1));
-    matches!(dtype, DType::Bf16 | DType::F16)
-        && unit.is_some_and(|axis| facts.alignment(access, axis) >= lanes)
+    unit.is_some_and(|axis| facts.alignment(access, axis) >= lanes)
 }

@@ -1,5 +1,5 @@
-//! Every CUDA kernel of the released model, inference, training and optimisers, compiled by NVRTC on this machine, which needs no GPU: what can
-//! be told from the machine code is asserted here.
+//! The CUDA kernels of the released model, inference, training and optimisers, compiled by NVRTC on this machine, which needs no GPU: what can
+//! be told from the machine code is asserted here. `released.rs` says which plans for which architectures.
 //!
 //! NVRTC and nvdisasm come from `tools/fetch-nvrtc`. Where they are missing, tests say so and assert nothing, unless `NUCLEUS_REQUIRE_NVRTC=1`. Cubins are
 //! kept in `target/tmp`, so that a second run compiles what changed. The table of compile times, the slowest first, is written beside
@@ -12,18 +12,18 @@ mod expectations;
 mod instructions;
 mod released;
 
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use nucleus_cuda::{
-    Architecture, Cache, CompiledKernel, Compiler, Image, Nvrtc, Resources, Tuning, distinct_kernels,
+    Architecture, Cache, CompiledKernel, Compiler, DistinctKernel, Image, Nvrtc, Resources, Tuning,
+    distinct_kernels,
 };
 use nucleus_plan::Plan;
 
 use expectations::Expectation;
-
-const ARCHITECTURES: [Architecture; 2] = [Architecture::SM80, Architecture::SM90];
 
 /// Registers of a multiprocessor, which all threads of a block must share; they are given to threads in eights.
 const REGISTERS: u32 = 65_536;
@@ -54,9 +54,7 @@ fn compile() -> Result<Option<Compiled>, String> {
         }
         Err(error) => return Err(error.to_string()),
     };
-    let plans = released::plans();
-    let kernels =
-        distinct_kernels(&plans, &ARCHITECTURES, &Tuning::default()).map_err(|error| error.to_string())?;
+    let (plans, kernels) = kernels()?;
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let compiler = Compiler::new(nvrtc, Cache::at(folder.join("cubins")));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -65,6 +63,37 @@ fn compile() -> Result<Option<Compiled>, String> {
     assert_eq!(compiler.take_warning(), None);
     std::fs::write(folder.join("static-gates.txt"), table(&plans, &kernels)).unwrap();
     Ok(Some(Compiled { compiler, plans, kernels }))
+}
+
+/// All plans and their distinct kernels, each with the architectures that it is compiled for.
+fn kernels() -> Result<(Vec<Plan>, Vec<DistinctKernel>), String> {
+    let (mut plans, mut kernels) = (Vec::new(), Vec::<DistinctKernel>::new());
+    let mut known = HashMap::new();
+    for group in released::groups() {
+        let named = group.architectures.iter().map(|name| name.parse());
+        let architectures: Vec<Architecture> = named.collect::<Result<_, _>>().unwrap();
+        let distinct = distinct_kernels(&group.plans, &architectures, &Tuning::default())
+            .map_err(|error| error.to_string())?;
+        for mut kernel in distinct.into_iter().filter(|kernel| !group.tiled_alone || is_tiled(kernel.anchor))
+        {
+            let at = *known.entry(kernel.source.text.clone()).or_insert(kernels.len());
+            if at == kernels.len() {
+                kernel.first.0 += plans.len();
+                kernels.push(kernel);
+            } else {
+                let there = &mut kernels[at].architectures;
+                kernel.architectures.retain(|architecture| !there.contains(architecture));
+                there.append(&mut kernel.architectures);
+            }
+        }
+        plans.extend(group.plans);
+    }
+    Ok((plans, kernels))
+}
+
+/// Whether kernels of that anchor differ from architecture to architecture.
+fn is_tiled(anchor: &str) -> bool {
+    ["matmul", "grouped_matmul", "attention", "attention_grad"].contains(&anchor)
 }
 
 /// A line for every cubin: seconds, what its functions take at the most, and what it is.
@@ -180,19 +209,36 @@ fn matrix_kernels_run_on_tensor_cores_and_copy_asynchronously() {
         }
         None => panic!("no nvdisasm: run `tools/fetch-nvrtc`"),
     };
-    let mut failures = Vec::new();
-    for (kernel, image) in images(compiled) {
+    let next = Mutex::new(images(compiled));
+    let failures = Mutex::new(Vec::new());
+    // The disassembler takes half a second for a cubin.
+    let worker = || loop {
+        let Some((kernel, image)) = next.lock().unwrap().next() else { break };
         let expected = Expectation::of(&compiled.plans[kernel.first.0], kernel.first.1);
         if expected == Expectation::default() {
             continue;
         }
         let found = disassembler.instructions(&image.cubin);
-        for (instruction, wanted) in [("HMMA", expected.tensor_cores), ("LDGSTS", expected.asynchronous)] {
-            if wanted && !found.contains(instruction) {
+        let wanted: [(&[&str], bool); 3] = [
+            (&["HMMA"], expected.tensor_cores),
+            (&["LDGSTS"], expected.asynchronous),
+            // The second where a product with 1 is none.
+            (&["HFMA2", "HADD2"], expected.widened),
+        ];
+        for (instructions, wanted) in wanted {
+            if wanted && !instructions.iter().any(|name| found.contains(*name)) {
                 let name = &kernel.source.name;
-                failures.push(format!("{name} {} has no {instruction}", image.architecture));
+                failures
+                    .lock()
+                    .unwrap()
+                    .push(format!("{name} {} has no {instructions:?}", image.architecture));
             }
         }
-    }
-    none(failures);
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(worker);
+        }
+    });
+    none(failures.into_inner().unwrap());
 }

@@ -1,7 +1,10 @@
-//! The plans of the released model: inference, training, and the optimisers on matrices of its shapes.
+//! The plans of the released model: inference in every type, training with and without recomputation, and the optimisers on matrices of its
+//! shapes.
 
 use nucleus_ir::DType;
-use nucleus_passes::{CompileOptions, Gradients};
+use nucleus_passes::quantize::Quantize;
+use nucleus_passes::remat::Policy;
+use nucleus_passes::{CompileOptions, Gradients, Remat};
 use nucleus_plan::Plan;
 use nucleus_runtime::{Model, ModelText};
 
@@ -22,21 +25,46 @@ const OPTIMIZERS: &[(&str, &str, &[&str])] = &[
 const MUON: &str = include_str!("../../../ir-specs/muon.ir");
 const ORTHOGONALITY: &str = include_str!("../../../ir-specs/orthogonality.ir");
 
+/// Plans that are compiled for some architectures.
+pub(crate) struct Group {
+    /// The plans.
+    pub(crate) plans: Vec<Plan>,
+    /// The architectures, all that kernels are written for but the largest, whose limits are those of `sm_90`.
+    pub(crate) architectures: &'static [&'static str],
+    /// Products and attention alone, whose tiles depend on the architecture; the other kernels are the same text for all.
+    pub(crate) tiled_alone: bool,
+}
+
 /// All plans.
-pub(crate) fn plans() -> Vec<Plan> {
+pub(crate) fn groups() -> Vec<Group> {
     let model = Model::shipped("nucleus_image").unwrap().unwrap();
-    let compile = |entry: &str, gradients: Option<Gradients>| {
-        let options = CompileOptions { dtype: DType::Bf16, gradients, ..CompileOptions::default() };
+    let compile = |entry: &str, options: CompileOptions| {
         model.compile_with(entry, &options, &mut ()).unwrap_or_else(|error| panic!("{error}"))
     };
-    let mut plans = vec![compile("velocity", None), compile("loss", Some(Gradients::default()))];
-    plans.extend(OPTIMIZERS.iter().map(|(text, entry, settings)| {
+    let bf16 = || CompileOptions { dtype: DType::Bf16, ..CompileOptions::default() };
+    let training = |remat| CompileOptions { gradients: Some(Gradients::default()), remat, ..bf16() };
+    let inference = compile("velocity", bf16());
+    let quantised = compile("velocity", CompileOptions { quantize: Some(Quantize::default()), ..bf16() });
+    let optimizers = OPTIMIZERS.iter().map(|(text, entry, settings)| {
         let main = ("optimizer.ir".to_owned(), (*text).to_owned());
         let mut model = Model::from_text(&ModelText { main, modules: Vec::new() }).unwrap();
         settings.iter().for_each(|setting| model.set(setting).unwrap());
         // As in training: small numbers count.
         let options = CompileOptions { dtype: DType::F32, ..CompileOptions::default() };
         model.compile_with(entry, &options, &mut ()).unwrap_or_else(|error| panic!("{error}"))
-    }));
-    plans
+    });
+    let mut plans = vec![
+        inference.clone(),
+        quantised.clone(),
+        compile("velocity", CompileOptions { dtype: DType::F32, ..CompileOptions::default() }),
+        compile("loss", training(None)),
+    ];
+    plans.extend(optimizers);
+    let recomputed =
+        [Policy::Cheap, Policy::Full].map(|policy| compile("loss", training(Some(Remat::new(policy)))));
+    vec![
+        Group { plans, architectures: &["sm_80", "sm_90"], tiled_alone: false },
+        Group { plans: recomputed.to_vec(), architectures: &["sm_90"], tiled_alone: false },
+        Group { plans: vec![inference, quantised], architectures: &["sm_89", "sm_120"], tiled_alone: true },
+    ]
 }

@@ -102,10 +102,10 @@ pub(crate) fn expected(case: &Case, plan: &Plan, dims: &Bindings) -> Expected {
     Expected { tensors, outputs }
 }
 
-/// The largest difference over the largest expected value; infinite where only one side is not finite or NaN.
-pub(crate) fn error(got: &[f64], want: &[f64]) -> f64 {
+/// The largest difference over the largest expected value, taken to be at least `least`; infinite where only one side is not finite or NaN.
+pub(crate) fn error(got: &[f64], want: &[f64], least: f64) -> f64 {
     assert_eq!(got.len(), want.len());
-    let largest = want.iter().filter(|x| x.is_finite()).fold(0f64, |largest, x| largest.max(x.abs()));
+    let largest = want.iter().filter(|x| x.is_finite()).fold(least, |largest, x| largest.max(x.abs()));
     let difference = |got: f64, want: f64| match (got.is_nan(), want.is_nan()) {
         (true, true) => 0.0,
         (false, false) if got == want => 0.0,

@@ -93,7 +93,7 @@ pub(crate) fn check_plan(
             for (position, (got, want)) in outputs.iter().zip(&expected.outputs).enumerate() {
                 let dtype = plan.outputs[position].ty.dtype;
                 let got = decode(got, dtype);
-                let error = error(&got, want);
+                let error = error(&got, want, 0.0);
                 let tolerance = tolerance_of(dtype, case.tolerance);
                 assert!(
                     error <= tolerance,

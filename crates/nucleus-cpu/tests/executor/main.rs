@@ -5,6 +5,7 @@
 
 mod attention;
 mod attention_shapes;
+mod bytes;
 mod case;
 mod contractions;
 mod errors;

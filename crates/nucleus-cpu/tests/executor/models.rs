@@ -5,6 +5,7 @@ use nucleus_ir::source::SourceMap;
 use nucleus_passes::Gradients;
 use nucleus_passes::elaborate::{Config, Program};
 use nucleus_passes::pipeline::{CompileOptions, Form, Pass, compile_to};
+use nucleus_passes::quantize::Quantize;
 use nucleus_plan::Plan;
 
 use crate::case::noise;
@@ -69,6 +70,18 @@ fn a_denoising_step() {
 #[test]
 fn a_denoising_step_in_bf16() {
     check_plan(&plan_of("velocity", SMALL, &options(DType::Bf16)), &DIMS, &value, 2e-2);
+}
+
+#[test]
+fn a_denoising_step_with_weights_of_bytes() {
+    let quantize = Some(Quantize { least_elements: 256 });
+    let plan = plan_of("velocity", SMALL, &CompileOptions { quantize, ..options(DType::F32) });
+    assert!(plan.weights.iter().any(|(_, ty)| ty.dtype == DType::I8));
+    let value = |name: &str, position: usize| match name.ends_with(".scale") {
+        true => Some((noise(name.len() as u64, position) + 0.5) / 400.0),
+        false => value(name, position).map(|value| if value.abs() < 1.0 { value } else { value.round() }),
+    };
+    check_plan(&plan, &DIMS, &value, 1e-5);
 }
 
 #[test]

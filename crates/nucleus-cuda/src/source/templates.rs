@@ -29,6 +29,7 @@ const FILES: &[(&str, &str)] = files! {
     "ptx/matrix.cuh"
     "ptx/shared.cuh"
     "ptx/store.cuh"
+    "ptx/widen.cuh"
     "scheduler/tiles.cuh"
     "sm80_bf16_attention.cuh"
     "sm80_bf16_attention_grad.cuh"

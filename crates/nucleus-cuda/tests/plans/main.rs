@@ -6,6 +6,7 @@
 mod attention_architectures;
 mod device;
 mod harness;
+mod random_graphs;
 mod shim;
 mod tiles;
 
@@ -13,6 +14,8 @@ mod tiles;
 mod attention;
 #[path = "../../../nucleus-cpu/tests/executor/attention_shapes.rs"]
 mod attention_shapes;
+#[path = "../../../nucleus-cpu/tests/executor/bytes.rs"]
+mod bytes;
 #[path = "../../../nucleus-cpu/tests/executor/case.rs"]
 mod case;
 #[path = "../../../nucleus-cpu/tests/executor/contractions.rs"]

@@ -38,18 +38,54 @@ fn unique(extension: &str) -> PathBuf {
     directory().join(format!("{}-{number}.{extension}", std::process::id()))
 }
 
+/// The program of a text; one that was compiled before is used again.
+fn executable(text: &str) -> PathBuf {
+    let mut hasher = blake3::Hasher::new();
+    SHIM.iter().for_each(|(_, text)| {
+        hasher.update(text.as_bytes());
+    });
+    hasher.update(text.as_bytes());
+    let path = directory().join(&hasher.finalize().to_hex()[..24]);
+    if !path.exists() {
+        let file = unique("cpp");
+        fs::write(&file, text).unwrap();
+        let program = unique("exe");
+        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+        let output = Command::new(compiler)
+            .args(["-std=c++17", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"])
+            .args(["-fno-strict-aliasing", "-ffp-contract=off", "-Wno-unknown-pragmas", "-w"])
+            .arg("-I")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/shim"))
+            .arg("-o")
+            .arg(&program)
+            .arg(&file)
+            .output()
+            .expect("a C++ compiler: `c++`, or what CXX names");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}\n(the unit is {})", file.display());
+        fs::rename(&program, &path).unwrap();
+        fs::rename(&file, path.with_extension("cpp")).unwrap();
+    }
+    path
+}
+
 impl Program {
     /// Prints and compiles the kernels of a plan; a program that was compiled before is used again.
     pub(crate) fn compile(plan: &Plan, architecture: Architecture, tuning: &Tuning) -> Program {
-        let source = |id: u32| {
-            tuned_source(plan, KernelId(id), architecture, None, tuning)
-                .unwrap_or_else(|error| panic!("kernel {id}: {error}"))
-        };
-        let sources: Vec<KernelSource> = (0..plan.kernels.len() as u32).map(source).collect();
+        Program::compile_all(&[plan], architecture, tuning).remove(0)
+    }
+
+    /// The same for several plans: one C++ program has all of their kernels, those that are alike once.
+    pub(crate) fn compile_all(plans: &[&Plan], architecture: Architecture, tuning: &Tuning) -> Vec<Program> {
         let mut text = String::from("#include \"driver.hpp\"\n");
         let mut table = String::new();
-        let (mut entries, mut count) = (Vec::new(), 0);
-        for (number, source) in sources.iter().enumerate() {
+        let mut known: HashMap<String, Vec<u64>> = HashMap::new();
+        let mut count = 0;
+        let mut add = |source: &KernelSource| {
+            if let Some(entries) = known.get(&source.text) {
+                return entries.clone();
+            }
+            let number = known.len();
             let _ =
                 write!(text, "\nnamespace k{number} {{\n#line 1 \"{}.cu\"\n{}}}\n", source.name, source.text);
             let mut of_kernel = Vec::new();
@@ -63,45 +99,26 @@ impl Program {
                 of_kernel.push(count);
                 count += 1;
             }
-            entries.push(of_kernel);
+            known.insert(source.text.clone(), of_kernel.clone());
+            of_kernel
+        };
+        let mut printed = Vec::new();
+        for plan in plans {
+            let source = |id: u32| {
+                tuned_source(plan, KernelId(id), architecture, None, tuning)
+                    .unwrap_or_else(|error| panic!("kernel {id}: {error}"))
+            };
+            let sources: Vec<KernelSource> = (0..plan.kernels.len() as u32).map(source).collect();
+            let entries: Vec<Vec<u64>> = sources.iter().map(&mut add).collect();
+            printed.push((sources, entries));
         }
         let _ = write!(
             text,
             "\nstatic const shim::Entry ENTRIES[] = {{\n{table}    {{nullptr, nullptr}},\n}};\n\nint main(int, char** arguments) {{\n    return shim::run_task(ENTRIES, arguments[1], arguments[2]);\n}}\n"
         );
-        let mut hasher = blake3::Hasher::new();
-        SHIM.iter().for_each(|(_, text)| {
-            hasher.update(text.as_bytes());
-        });
-        hasher.update(text.as_bytes());
-        let path = directory().join(&hasher.finalize().to_hex()[..24]);
-        if !path.exists() {
-            let file = unique("cpp");
-            fs::write(&file, &text).unwrap();
-            let program = unique("exe");
-            let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
-            let output = Command::new(compiler)
-                .args([
-                    "-std=c++17",
-                    "-O1",
-                    "-g1",
-                    "-fsanitize=address,undefined",
-                    "-fno-sanitize-recover=all",
-                ])
-                .args(["-fno-strict-aliasing", "-ffp-contract=off", "-Wno-unknown-pragmas", "-w"])
-                .arg("-I")
-                .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/shim"))
-                .arg("-o")
-                .arg(&program)
-                .arg(&file)
-                .output()
-                .expect("a C++ compiler: `c++`, or what CXX names");
-            let errors = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "{errors}\n(the unit is {})", file.display());
-            fs::rename(&program, &path).unwrap();
-            fs::rename(&file, path.with_extension("cpp")).unwrap();
-        }
-        Program { sources, entries, path }
+        let path = executable(&text);
+        let program = |(sources, entries)| Program { sources, entries, path: path.clone() };
+        printed.into_iter().map(program).collect()
     }
 
     /// Runs every launch in order. `memory` gives the bytes of weights and inputs by buffer; what is not given starts as NaN. Returns the bytes of

@@ -3,7 +3,7 @@
 use nucleus_plan::{Contraction, Kernel, Part, Size, Step};
 
 use super::class::Class;
-use super::factor::stores;
+use super::factor::{stores, widened};
 use crate::facts::Facts;
 use crate::source::SourceError;
 use crate::tiles::{Columns, Device, Problem, Tile};
@@ -83,13 +83,19 @@ pub(super) fn choose(
 ) -> Result<(Tile, Vec<Shape>), SourceError> {
     let shapes =
         |tile: &Tile| -> Vec<Shape> { classes.iter().map(|class| shape(contraction, class, tile)).collect() };
+    let widens = |class: &Class| widened(&class.part.b, &class.operands, contraction.dtype).is_some();
+    let widens = classes.iter().any(widens);
+    let fitted = |tile: Tile| if widens { tile.widening(contraction.dtype, device) } else { Some(tile) };
     if let Some(tile) = facts.tile() {
         tile.check(contraction.dtype, device)?;
+        if fitted(tile) != Some(tile) {
+            return Err(tile.without_room_to_widen(contraction.dtype, device).into());
+        }
         return Ok((tile, shapes(&tile)));
     }
     let problems = problems(kernel, contraction, classes, facts);
     let mut best: Option<(f64, Tile, Vec<Shape>)> = None;
-    for mut tile in Tile::all(contraction.dtype, device) {
+    for mut tile in Tile::all(contraction.dtype, device).into_iter().filter_map(fitted) {
         // The results of many loads want registers at a time.
         tile.blocks = match classes.iter().map(loads).max() {
             Some(0..16) | None => tile.blocks,

@@ -1,11 +1,11 @@
 //! A factor as a struct in C++: see `matmul/factor.cuh`.
 
-use nucleus_ir::DType;
-use nucleus_plan::{Access, Operand, ScalarFunction, Size, Step};
+use nucleus_ir::{DType, ScalarOp};
+use nucleus_plan::{Access, Operand, ScalarFunction, Size, Step, StepId};
 
 use crate::facts::Facts;
 use crate::source::SourceError;
-use crate::source::function::{Names, Slot, element};
+use crate::source::function::{Names, Slot, element, memory_type};
 use crate::source::space::{coordinates, size};
 
 /// The function of a factor and the space that it is stated over: batch axes, and, in either order, the axes of lines and the depth.
@@ -28,6 +28,8 @@ pub(super) struct Factor<'a> {
     pub(super) depth_divisor: i64,
     /// A power of two such that lines from a multiple of it on, as many as it says, lie side by side if lines do.
     pub(super) granularity: i64,
+    /// Whether bytes may be widened on their way: not those of left factors.
+    pub(super) may_widen: bool,
     /// True if the number of lines is a multiple of as many lines as are moved at a time, given that number.
     pub(super) whole_lines: i64,
 }
@@ -41,6 +43,8 @@ pub(super) struct Move {
     pub(super) elements: i64,
     /// Not a copy.
     pub(super) computed: bool,
+    /// A copy of bytes, which are widened once they are there.
+    pub(super) widened: bool,
     /// `elements` divides the depth.
     pub(super) whole_depth: bool,
     /// `elements` divides the number of lines.
@@ -56,17 +60,20 @@ impl Factor<'_> {
     /// The best way to move it.
     pub(super) fn choose(&self) -> Move {
         let bytes = self.dtype.size() as i64;
+        let copied = self.copied();
+        let widened = copied.is_some_and(|(_, widened)| widened);
         let way = |depth_major: bool, elements: i64, computed: bool| {
             let whole = |divisor: i64| divisor % elements == 0;
             let (whole_depth, whole_lines) = (whole(self.depth_divisor), whole(self.whole_lines));
-            Move { depth_major, elements, computed, whole_depth, whole_lines }
+            Move { depth_major, elements, computed, widened: widened && !computed, whole_depth, whole_lines }
         };
         // The fewest bytes of an asynchronous copy are 4.
+        let stored = if widened { 1 } else { bytes };
         let copy = |depth_major: bool, elements: i64| {
-            let elements = elements.min(16 / bytes);
-            (elements * bytes >= 4).then(|| way(depth_major, elements, false))
+            let elements = elements.min(16 / stored);
+            (elements * stored >= 4).then(|| way(depth_major, elements, false))
         };
-        let copies = self.plain().and_then(|access| {
+        let copies = copied.and_then(|(access, _)| {
             let unit = |axis: usize| access.strides[axis].is(1) && !through(access, axis);
             let along_depth = unit(self.depth_axis)
                 .then(|| copy(true, self.facts.alignment(access, self.depth_axis)))
@@ -95,11 +102,19 @@ impl Factor<'_> {
         })
     }
 
-    /// The access, if the factor is one load whose place in memory changes evenly along the depth.
-    fn plain(&self) -> Option<&Access> {
-        let access = self.function.as_load()?;
-        let dtype = self.operands.get(access.operand as usize)?.dtype;
-        (dtype == self.dtype && !through(access, self.depth_axis)).then_some(access)
+    /// The access, if the factor is one load whose place in memory changes evenly along the depth, of elements that are multiplied as they
+    /// are; or of bytes that are widened, and that they are.
+    fn copied(&self) -> Option<(&Access, bool)> {
+        let plain = self.function.as_load().filter(|access| {
+            let operand = self.operands.get(access.operand as usize);
+            operand.is_some_and(|operand| operand.dtype == self.dtype)
+        });
+        let widened = || widened(self.function, self.operands, self.dtype).filter(|_| self.may_widen);
+        let (access, widened) = match plain {
+            Some(access) => (access, false),
+            None => (widened()?, true),
+        };
+        (!through(access, self.depth_axis)).then_some((access, widened))
     }
 
     /// The slot, if there is one, and the struct.
@@ -112,14 +127,14 @@ impl Factor<'_> {
         let depth = self.depth_axis;
         let (mut slot, body) = (
             String::new(),
-            match self.plain().filter(|_| !way.computed) {
-                Some(access) => {
+            match self.copied().filter(|_| !way.computed) {
+                Some((access, _)) => {
                     let along = if way.depth_major { depth } else { self.line_axis().unwrap_or(depth) };
                     let step = if way.depth_major { Size::Const(1) } else { access.strides[depth] };
                     debug_assert!(access.strides[along].is(1));
                     format!(
-                        "    DEVICE const Product* address(const Arguments& args, int part, int batch, int line) {{\n{coordinates}    \
-                     const int i{depth} = 0;\n    return memory<const Product>({}) + ({});\n    }}\n    \
+                        "    DEVICE const Stored* address(const Arguments& args, int part, int batch, int line) {{\n{coordinates}    \
+                     const int i{depth} = 0;\n    return memory<const Stored>({}) + ({});\n    }}\n    \
                      DEVICE i64 step(const Arguments& args, int part) {{ return {}; }}\n",
                         self.names.operand(access.operand),
                         element(access, self.names),
@@ -153,14 +168,33 @@ impl Factor<'_> {
         }
         let fact = |name: &str, value: bool| format!("    static constexpr bool {name} = {value};\n");
         let text = format!(
-            "struct {name} {{\n{}    static constexpr int ELEMENTS = {};\n{}{}{}{body}}};\n",
+            "struct {name} {{\n    typedef {} Stored;\n{}    static constexpr int ELEMENTS = {};\n{}{}{}{}{body}}};\n",
+            if way.widened { memory_type(DType::I8) } else { "Product" },
             fact("DEPTH_MAJOR", way.depth_major),
             way.elements,
             fact("COMPUTED", way.computed),
+            fact("WIDENED", way.widened),
             fact("WHOLE_DEPTH", way.whole_depth),
             fact("WHOLE_LINES", way.whole_lines),
         );
         Ok((slot, text))
+    }
+}
+
+/// The access, if a function is a load of bytes and their conversion to the element type of products.
+pub(super) fn widened<'a>(
+    function: &'a ScalarFunction,
+    operands: &[Operand],
+    dtype: DType,
+) -> Option<&'a Access> {
+    match (function.steps.as_slice(), function.result) {
+        ([Step::Load(access), Step::Apply { op: ScalarOp::Cast(to), args }], Some(StepId(1)))
+            if args[..] == [StepId(0)] && *to == dtype =>
+        {
+            let bytes = operands.get(access.operand as usize)?.dtype == DType::I8;
+            bytes.then_some(access)
+        }
+        _ => None,
     }
 }
 

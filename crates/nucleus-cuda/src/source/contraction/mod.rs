@@ -62,6 +62,7 @@ pub(super) fn source(
         slots.extend(part.slots);
         moves.push(part.right);
     }
+    let widened_bytes = if moves.iter().any(|way| way.widened) { tile.widened_bytes(dtype) } else { 0 };
     let one_loop = moves.iter().all(|way| *way == moves[0] && !way.computed);
     slots.push(each_part(contraction.parts.len(), &classes));
     if let Some(wide) = &wide {
@@ -90,7 +91,7 @@ pub(super) fn source(
     let mut functions = vec![Function {
         name: "matmul",
         threads: tile.threads(),
-        shared_bytes: tile.shared_bytes(dtype, &device),
+        shared_bytes: tile.shared_bytes(dtype, &device).max(widened_bytes),
         grid: Grid::line(grid(contraction, &classes, &shapes, &tile)),
     }];
     if let Some(wide) = &wide {

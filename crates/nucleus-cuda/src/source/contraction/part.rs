@@ -33,6 +33,7 @@ pub(super) fn left<'a>(kernel: &'a Kernel, contraction: &'a Contraction, facts: 
         depth_divisor: facts.divisor(contraction.depth),
         // Rows of the last axis are neighbours, its last and the next one's first are not.
         granularity: if contraction.rows.len() > 1 { divisor } else { 64 },
+        may_widen: false,
         whole_lines: divisor,
     }
 }
@@ -72,6 +73,7 @@ pub(super) fn part(
         depth_axis: batch,
         depth_divisor: facts.divisor(contraction.depth),
         granularity,
+        may_widen: true,
         whole_lines,
     };
     let way = right.choose();
