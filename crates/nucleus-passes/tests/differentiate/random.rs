@@ -1,51 +1,14 @@
 //! Random graphs of every op.
 
-use nucleus_ir::testing::random_graph;
+use nucleus_ir::testing::random_loss;
 use nucleus_ir::verify_graph::verify_graph;
-use nucleus_ir::{Bindings, DType, Float, Graph, Input, Op, Output, Rate, TensorType, Value};
+use nucleus_ir::{Bindings, DType, Graph};
 
 use nucleus_passes::pipeline::{CompileOptions, PASSES, PassKind};
 use nucleus_passes::remat::{Policy, Remat, remat_reported};
-use nucleus_passes::rewrite::Rebuild;
 use nucleus_passes::simplify::simplify;
 
 use crate::finite::{Seen, check, outputs, point, splitmix, with_inputs};
-
-/// Σ over the float outputs of Σ cotangent · output, put in front of the outputs.
-fn with_loss(mut graph: Graph) -> Graph {
-    let mut loss = graph.add(Op::Constant { value: Float(0.0), dtype: DType::F32 }, &[], None).unwrap();
-    for output in graph.outputs.clone() {
-        let ty = graph.ty(output.value).clone();
-        if !ty.dtype.is_float() {
-            continue;
-        }
-        let name = format!("cotangent.{}", output.name);
-        let ty = TensorType::new(DType::F32, ty.shape);
-        let count = ty.elements().unwrap();
-        let cotangent =
-            graph.add_input(Input { name, ty: ty.clone(), rate: Rate::Step, default: Some(Float(1.0)) });
-        let mut add = |op, operands: &[Value]| graph.add(op, operands, None).unwrap();
-        let wide = add(Op::Cast { to: DType::F32 }, &[output.value]);
-        let product = add(Op::Mul, &[wide, cotangent]);
-        let flat = add(Op::Reshape { shape: vec![count] }, &[product]);
-        let sum = add(Op::ReduceSum { axis: 0, keep: false }, &[flat]);
-        loss = add(Op::Add, &[loss, sum]);
-    }
-    graph.outputs.insert(0, Output { name: "loss".to_owned(), value: loss });
-    graph
-}
-
-/// The same graph, its nodes in layers of twelve.
-fn in_layers(graph: &Graph) -> Graph {
-    let mut rebuild = Rebuild::new("test", graph);
-    for (node, data) in graph.nodes() {
-        let scope = format!("layer.{}.part", node.index() / 12);
-        let operands = rebuild.operands(data).unwrap();
-        let copy = rebuild.add_node(data.op.clone(), &operands, &Some(scope.into())).unwrap();
-        rebuild.set_results(data, copy);
-    }
-    rebuild.finish().unwrap()
-}
 
 /// Recomputed values are those of the forward pass to the last bit, whatever is kept; returns how many nodes are recomputed.
 fn keeps_every_bit(gradients: &Graph, dims: &Bindings, seed: u64) -> usize {
@@ -101,7 +64,7 @@ fn gradients_of_random_graphs() {
         let length = 20 + (splitmix(&mut state) % 200) as usize;
         let bytes: Vec<u8> = (0..length).map(|_| (splitmix(&mut state) >> 40) as u8).collect();
         let sizes = ["B", "H", "W", "T"].map(|dim| (dim, 1 + (splitmix(&mut state) % 4) as i64));
-        let graph = in_layers(&with_loss(random_graph(&bytes)));
+        let graph = random_loss(&bytes);
         let request = with_inputs(&["x", "text", "time"]);
         let dims = Bindings::from_iter(sizes);
         let (gradients, seen) = check(&graph, &request, &dims, seed, 3);
