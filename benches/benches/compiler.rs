@@ -21,7 +21,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for side in [16, 64] {
         let sizes = Bindings::from_iter([("B", 1), ("H", side), ("W", side), ("T", 64)]);
         criterion.bench_function(&format!("bind {side}x{side}"), |bencher| {
-            bencher.iter(|| program.bind(&sizes).map(|bound| bound.arena_bytes(nucleus_ir::Rate::Step)));
+            bencher
+                .iter(|| program.bind(&sizes).map(|bound| bound.sizes().arena_bytes(nucleus_ir::Rate::Step)));
         });
     }
     criterion.final_summary();

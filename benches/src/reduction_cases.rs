@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use nucleus_cpu::buffer::AlignedBuffer;
 use nucleus_cpu::threads::Threads;
-use nucleus_cpu::{BoundPlan, BufferPointer, BufferTable, CpuProgram, Options};
+use nucleus_cpu::{BufferPointer, BufferTable, CpuBound, CpuProgram, Options};
 use nucleus_ir::{Bindings, DType, Rate};
 use nucleus_plan::BufferId;
 use nucleus_plan::text::parse_plan;
@@ -156,7 +156,7 @@ pub struct ReductionCase {
     pub bytes: usize,
     written: usize,
     program: CpuProgram,
-    bound: BoundPlan,
+    bound: CpuBound,
     table: BufferTable,
     memory: Vec<AlignedBuffer>,
 }
@@ -199,7 +199,7 @@ fn case(shape: &Shape, threads: usize) -> Result<ReductionCase, Box<dyn std::err
     let (mut bytes, mut written) = (0, 0);
     for (number, buffer) in plan.buffers.iter().enumerate() {
         let id = BufferId(number as u32);
-        let size = bound.buffer_bytes(id);
+        let size = bound.sizes().buffer_bytes(id);
         let data = AlignedBuffer::zeroed(size);
         if number < count {
             fill(&data, buffer.dtype, size / buffer.dtype.size());

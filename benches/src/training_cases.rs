@@ -2,7 +2,7 @@
 
 use nucleus_cpu::buffer::AlignedBuffer;
 use nucleus_cpu::kernels::{Element, store_f32};
-use nucleus_cpu::{BoundPlan, BufferPointer, BufferTable, CpuProgram, Options};
+use nucleus_cpu::{BufferPointer, BufferTable, CpuBound, CpuProgram, Options};
 use nucleus_ir::{Bindings, DType, Rate};
 use nucleus_plan::cost::{Machine, Problem, choose_tile};
 use nucleus_plan::text::parse_plan;
@@ -136,7 +136,7 @@ impl TrainingShape {
 /// A product with its operands, ready to run.
 pub struct TrainingCase {
     program: CpuProgram,
-    bound: BoundPlan,
+    bound: CpuBound,
     table: BufferTable,
     _memory: [AlignedBuffer; 3],
 }
@@ -156,7 +156,7 @@ impl TrainingCase {
         let bound = program.bind(&Bindings::default())?;
         let mut table = BufferTable::new(program.plan());
         let memory = [0, 1, 2].map(|buffer| {
-            let memory = AlignedBuffer::zeroed(bound.buffer_bytes(BufferId(buffer)));
+            let memory = AlignedBuffer::zeroed(bound.sizes().buffer_bytes(BufferId(buffer)));
             let mut state = buffer;
             for at in 0..memory.len() / 4 {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -165,14 +165,14 @@ impl Backend {
             let mut dtype = buffer.dtype;
             let memory = match &buffer.place {
                 Place::Arena { .. } => None,
-                Place::State(name) => return Err(format!("state `{name}` has no value here")),
                 Place::Output(_) => Some(Memory::new(bound.buffer_bytes(id))?),
                 Place::Input(input) => {
                     let tensor = Signature::convert(&signature.inputs[*input as usize], inputs, dims)
                         .map_err(|error| error.to_string())?;
                     Some(Memory::of(&tensor)?)
                 }
-                Place::Weight(name) => {
+                // A weight under training; no plan here assigns it.
+                Place::Weight(name) | Place::State(name) => {
                     let given = weights.get(name).ok_or_else(|| format!("no weight `{name}`"))?;
                     let as_given =
                         self.pack_first && uses.iter().any(|weight| weight.buffer == id && weight.any_float);

@@ -111,29 +111,33 @@ pub struct Distance {
     pub scale: f64,
 }
 
-/// The distance of every output. Integers and truth values must be equal, NaN must meet NaN and infinity itself.
+/// The elements of a tensor, whatever their type.
+pub fn numbers(tensor: &Tensor<f64>) -> Vec<f64> {
+    match tensor.data() {
+        Data::Float(x) => x.clone(),
+        Data::Int(x) => x.iter().map(|x| f64::from(*x)).collect(),
+        Data::Bool(x) => x.iter().map(|x| f64::from(u8::from(*x))).collect(),
+    }
+}
+
+/// The tensor with these elements.
+///
+/// # Errors
+/// There are more or fewer of them than its shape says.
+pub fn tensor_of(dtype: DType, shape: &[usize], numbers: Vec<f64>) -> Result<Tensor<f64>, String> {
+    let data = match dtype {
+        DType::F32 | DType::Bf16 | DType::F16 => Data::Float(numbers),
+        DType::I32 | DType::I8 => Data::Int(numbers.into_iter().map(|x| x as i32).collect()),
+        DType::Bool => Data::Bool(numbers.into_iter().map(|x| x != 0.0).collect()),
+    };
+    Tensor::new(dtype, shape.to_vec(), data).map_err(|error| error.to_string())
+}
+
+/// The distance of an output. Integers and truth values must be equal, NaN must meet NaN and infinity itself.
 ///
 /// # Errors
 /// What differs beyond a rounding.
-pub fn distances(
-    want: &[(String, Tensor<f64>)],
-    got: &[(String, HostTensor)],
-) -> Result<Vec<Distance>, String> {
-    if want.len() != got.len() {
-        return Err(format!("{} outputs instead of {}", got.len(), want.len()));
-    }
-    want.iter()
-        .zip(got)
-        .map(|((name, want), (other, got))| {
-            if name != other {
-                return Err(format!("output `{other}` instead of `{name}`"));
-            }
-            distance(want, &evaluated(got)).map_err(|error| format!("output `{name}`: {error}"))
-        })
-        .collect()
-}
-
-fn distance(want: &Tensor<f64>, got: &Tensor<f64>) -> Result<Distance, String> {
+pub fn distance(want: &Tensor<f64>, got: &Tensor<f64>) -> Result<Distance, String> {
     if want.shape() != got.shape() || want.dtype() != got.dtype() {
         return Err(format!("{} instead of {}", got.ty(), want.ty()));
     }

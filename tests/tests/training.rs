@@ -1,7 +1,7 @@
 //! Recipes run by the engine of real training: against PyTorch's loop, stopped and resumed, in stages, and with numbers that are not finite.
 
 use nucleus_ir::DType;
-use nucleus_runtime::HostTensor;
+use nucleus_runtime::{HostTensor, TensorMap};
 use nucleus_tests::gradients::GradientCase;
 use nucleus_tests::training::{Bits, Run, Watch, batch, bits, engine};
 use nucleus_train::assemble::assemble;
@@ -285,18 +285,85 @@ fn a_batch_that_is_not_finite_stops_the_run_and_costs_nothing() {
 }
 
 #[test]
-fn files_that_are_not_finite_are_named() {
-    let run = Run::of("original").with("[run]", "[run]\ncheckpoint_every = 1");
-    run.change_batch("001.safetensors", |tensors| {
-        let tensor = tensors.get("latents").expect("a batch has latents");
-        let (shape, mut values) = (tensor.shape().to_vec(), tensor.to_f32_vec());
-        values[3] = f32::INFINITY;
-        tensors.insert("latents", HostTensor::from_f32(&shape, &values).expect("as many"));
+fn files_that_are_not_finite_are_named_with_their_step() {
+    let (_, want) = Run::of("original").train();
+    for value in [f32::INFINITY, f32::NAN] {
+        let run = Run::of("original").with("[run]", "[run]\ncheckpoint_every = 1");
+        let file = run.folder().join("batches/001.safetensors");
+        let sound = std::fs::read(&file).expect("a batch");
+        run.change_batch("001.safetensors", |tensors| {
+            let tensor = tensors.get("latents").expect("a batch has latents");
+            let (shape, mut values) = (tensor.shape().to_vec(), tensor.to_f32_vec());
+            values[3] = value;
+            tensors.insert("latents", HostTensor::from_f32(&shape, &values).expect("as many"));
+        });
+        let (trained, _) = run.train_changed(&mut Watch::default(), |_, source| source);
+        let message = trained.expect_err("a file is not finite").to_string();
+        let element = format!("001.safetensors` is not finite: element 3 is {value}");
+        for part in ["step 2: tensor `latents` in `", &element, "the checkpoint of step 1 is kept"] {
+            assert!(message.contains(part), "no `{part}` in {message}");
+        }
+        assert_eq!(kept(&run), ["checkpoint-1"]);
+        // When the file is sound again the run goes on from there.
+        std::fs::write(&file, sound).expect("a writable folder");
+        let (_, got) = run.train();
+        assert!(got == want, "{value}: other bits");
+    }
+}
+
+/// Bytes of the arenas of a step of a deeper and wider model under a recipe with this line in `[model]`, and its loss.
+fn arenas(line: &str) -> Result<(u64, f64), String> {
+    let run = Run::of("original")
+        .with("[model]", &format!("[model]\n{line}"))
+        .with("checkpoint = \"transformer\"", "config = \"transformer/config.json\"");
+    let path = run.folder().join("transformer/config.json");
+    let mut deeper = config(&path);
+    for (key, value) in [
+        ("num_layers", serde_json::json!(8)),
+        ("capacity_factors", serde_json::json!([0.0, 2.0, 1.5, 2.0, 1.5, 2.0, 1.5, 2.0])),
+        ("num_attention_heads", serde_json::json!(16)),
+        ("attention_head_dim", serde_json::json!(32)),
+        ("axes_dims_rope", serde_json::json!([8, 12, 12])),
+        ("moe_intermediate_dim", serde_json::json!(256)),
+    ] {
+        deeper[key] = value;
+    }
+    std::fs::write(&path, deeper.to_string()).expect("a writable folder");
+    // Large enough for activations to be most of the memory.
+    run.change_batch("000.safetensors", |tensors| {
+        let zeros = |shape: &[usize]| HostTensor::zeros(DType::F32, shape).expect("a small tensor");
+        *tensors = TensorMap::new();
+        for (name, tensor) in [
+            ("latents", zeros(&[2, 144, 8])),
+            ("encoder_hidden_states", zeros(&[2, 16, 24])),
+            ("grid", HostTensor::from_i32(&[2], &[12, 12]).expect("two sides")),
+        ] {
+            tensors.insert(name, tensor);
+        }
     });
-    let (trained, _) = run.train_changed(&mut Watch::default(), |_, source| source);
-    let message = trained.expect_err("a file is not finite").to_string();
-    assert!(message.contains("001.safetensors") && message.contains("latents"), "{message}");
-    assert_eq!(kept(&run), ["checkpoint-1"]);
+    let recipe = run.recipe();
+    let mut parts = assemble(&recipe).map_err(|error| error.to_string())?;
+    let batch = parts.source.batch(&Place::of(&recipe.stages, 1, 0)).expect("a batch");
+    parts.engine.begin_step().expect("no step is under way");
+    let losses = parts.engine.accumulate(&batch, 1.0).expect("the batch fits");
+    Ok((parts.engine.memory().1, losses.total))
+}
+
+#[test]
+fn memory_is_a_budget_for_what_the_backward_pass_reads() {
+    let [none, auto] = ["", "remat = \"auto\""].map(|line| arenas(line).expect("no budget, no error"));
+    let ample = arenas("memory = \"1 GiB\"").expect("there is enough");
+    // The least is in the message, and enough.
+    let message = arenas("memory = \"1 B\"").expect_err("a byte is too little");
+    let least = message.split("holds ").nth(1).and_then(|rest| rest.split(" of forward").next());
+    let least = least.unwrap_or_else(|| panic!("no size in {message}"));
+    assert!(message.contains("B = ") && message.contains("the budget is 0.001 MiB"), "{message}");
+    let tight = arenas(&format!("memory = \"{least}\"")).unwrap_or_else(|error| panic!("{error}"));
+    println!("arenas: none {}, auto {}, {least}: {}, ample {}", none.0, auto.0, tight.0, ample.0);
+    assert!(tight.0 < auto.0 && auto.0 < none.0 && ample.0 > tight.0);
+    for (_, loss) in [auto, ample, tight] {
+        assert!((loss - none.1).abs() <= 1e-6 * none.1, "{loss} instead of {}", none.1);
+    }
 }
 
 /// Breaks a weight after a step, when samples are due.

@@ -336,7 +336,7 @@ impl Rule<'_> {
             }
             (Op::AttentionGrad { scale }, [q, k, v, dy, mask @ ..]) => {
                 self.attention(scale, [q, k, v], mask)?;
-                self.floats(&[dy])?;
+                self.floats(&[q, dy])?;
                 self.same_shape(&q.shape, &dy.shape)?;
                 let results = [&q.shape, &k.shape, &v.shape];
                 Ok(results.map(|shape| TensorType::new(DType::F32, shape.clone())).into())

@@ -3,8 +3,9 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use nucleus_ir::Bindings;
 use nucleus_passes::elaborate::ConfigValue;
-use nucleus_passes::remat::Policy;
+use nucleus_passes::remat::{Policy, Remat};
 use nucleus_runtime::{Checkpoint, Gpu, Model, ModelError, config_json};
 use serde_json::{Map, Value};
 use thiserror::Error;
@@ -99,13 +100,17 @@ pub fn assemble_on(recipe: &Recipe, gpu: Option<&Gpu>) -> Result<Assembled, Asse
     let config = config_json::read_config(&config_path)?;
     model.apply_json(&config_path, &config)?;
     let objective = &recipe.objective;
+    let draws = Draws { streams: Streams::new(recipe.run.seed), timesteps: objective.timesteps };
+    let (source, largest) = source(recipe, &model, draws)?;
+    let policy = match recipe.model.remat {
+        Recompute::Nothing => None,
+        Recompute::Cheap => Some(Policy::Cheap),
+        Recompute::Everything => Some(Policy::Full),
+        Recompute::Within(bytes) => Some(Policy::Memory(bytes)),
+    };
     let options = LossOptions {
         dtype: recipe.model.dtype.into(),
-        remat: match recipe.model.remat {
-            Recompute::Nothing => None,
-            Recompute::Cheap => Some(Policy::Cheap),
-            Recompute::Everything => Some(Policy::Full),
-        },
+        remat: policy.map(|policy| Remat { policy, sizes: largest }),
         coefficients: vec![
             ("z_loss".to_owned(), objective.z_loss),
             ("wavelet".to_owned(), objective.wavelet),
@@ -119,23 +124,31 @@ pub fn assemble_on(recipe: &Recipe, gpu: Option<&Gpu>) -> Result<Assembled, Asse
         (Start::Checkpoint(_), Some(checkpoint)) => from_checkpoint(engine.parameters_mut(), &checkpoint)?,
         (Start::Checkpoint(_), None) => {}
     }
-    let draws = Draws { streams: Streams::new(recipe.run.seed), timesteps: objective.timesteps };
-    let source = source(recipe, &engine, draws)?;
     Ok(Assembled { engine, source, config })
 }
 
-/// The batches of a run.
-fn source(recipe: &Recipe, engine: &GraphEngine, draws: Draws) -> Result<Box<dyn Source>, AssembleError> {
-    Ok(match recipe.data.kind {
-        DataKind::Batches => Box::new(Batches::open(&recipe.data.path, draws)?),
+/// The batches of a run, and the sizes of the largest.
+fn source(
+    recipe: &Recipe,
+    model: &Model,
+    draws: Draws,
+) -> Result<(Box<dyn Source>, Bindings), AssembleError> {
+    let (source, largest): (Box<dyn Source>, _) = match recipe.data.kind {
+        DataKind::Batches => {
+            let batches = Batches::open(&recipe.data.path, draws)?;
+            let largest = batches.largest()?;
+            (Box::new(batches), largest)
+        }
         DataKind::Shards { text_dropout, flip } => {
-            let patch_size = patch_size(engine.model())?;
+            let patch_size = patch_size(model)?;
             let options = ShardOptions { patch_size, text_dropout, flip };
             let shards = Shards::open(&recipe.data.path, options, draws)?;
-            check_vocabulary(engine.model(), shards.dataset().vocabulary().len(), &recipe.data.path)?;
-            Box::new(shards)
+            check_vocabulary(model, shards.dataset().vocabulary().len(), &recipe.data.path)?;
+            let largest = shards.largest(&recipe.stages)?;
+            (Box::new(shards), largest)
         }
-    })
+    };
+    Ok((source, largest.iter().map(|(name, size)| (name.as_str(), *size)).collect()))
 }
 
 /// A model with word vectors must have one for every word of the data.

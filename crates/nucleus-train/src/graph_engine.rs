@@ -6,7 +6,7 @@ use nucleus_ir::DType;
 use nucleus_passes::differentiate::{Gradients, gradient_name};
 use nucleus_passes::elaborate::ConfigValue;
 use nucleus_passes::pipeline::CompileOptions;
-use nucleus_passes::remat::{Policy, Remat};
+use nucleus_passes::remat::Remat;
 use nucleus_plan::Plan;
 use nucleus_runtime::gpu::{CudaError, Gpu};
 use nucleus_runtime::routine::{Arguments, Backend, Routine, RoutineError};
@@ -104,8 +104,9 @@ pub struct LossOptions {
     /// The element type of products.
     pub dtype: DType,
     /// What the backward pass recomputes; `None` for nothing.
-    pub remat: Option<Policy>,
-    /// Values of scalar inputs of the entry that batches do not give: the coefficients of the loss's parts.
+    pub remat: Option<Remat>,
+    /// Values of scalar inputs of the entry that batches do not give: the coefficients of the parts of the loss that are outputs of the same
+    /// name. Parts without one count once.
     pub coefficients: Vec<(String, f64)>,
     /// Coefficient of the routers' orthogonality update; 0 for none.
     pub orthogonality: f64,
@@ -326,7 +327,7 @@ impl GraphEngine {
         }
         self.untouched = false;
         let coefficient = |name: &str| {
-            let known = self.options.coefficients.iter().find(|(part, _)| part == coefficient_of(name));
+            let known = self.options.coefficients.iter().find(|(part, _)| part == name);
             known.map_or(1.0, |(_, value)| *value)
         };
         let mut losses = names.iter().zip(values).map(|(name, value)| (name.clone(), f64::from(value)));
@@ -381,15 +382,6 @@ impl GraphEngine {
 fn set_capacity(model: &mut Model, factors: &[f64]) {
     let list = factors.iter().map(|factor| ConfigValue::Float(*factor)).collect();
     model.apply_values(&[("capacity_factors".to_owned(), ConfigValue::List(list))]);
-}
-
-/// The coefficient that multiplies a part of the loss.
-fn coefficient_of(part: &str) -> &str {
-    match part {
-        "z" => "z_loss",
-        "wavelet_loss" => "wavelet",
-        other => other,
-    }
 }
 
 impl Engine for GraphEngine {
@@ -542,7 +534,7 @@ fn loss_plan(model: &Model, options: &LossOptions) -> Result<Plan, GraphEngineEr
     let options = CompileOptions {
         dtype: options.dtype,
         gradients: Some(Gradients::default()),
-        remat: options.remat.map(Remat::new),
+        remat: options.remat.clone(),
         ..CompileOptions::default()
     };
     Ok(model.compile_with(ENTRY, &options, &mut ())?)

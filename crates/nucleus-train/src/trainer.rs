@@ -99,9 +99,19 @@ pub enum TrainError {
     /// The weights cannot be divided into groups.
     #[error(transparent)]
     Group(#[from] GroupError),
-    /// There is no batch.
+    /// There is no batch for a stage.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// The batch of a step cannot be read. The weights are those of the step before.
+    #[error("step {step}: {source}. The step was not taken, {}", kept(*.checkpoint))]
+    Batch {
+        /// The step, from 1.
+        step: u64,
+        /// What is wrong, by file and tensor.
+        source: DataError,
+        /// Step of the last checkpoint, which is untouched.
+        checkpoint: Option<u64>,
+    },
     /// The log cannot be kept.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -199,13 +209,17 @@ fn non_finite(step: u64, what: &str, found: Option<&NonFinite>, checkpoint: Opti
         ),
         None => String::new(),
     };
-    let kept = match checkpoint {
-        Some(step) => format!("the checkpoint of step {step} is kept"),
-        None => "there is no checkpoint yet".to_owned(),
-    };
+    let kept = kept(checkpoint);
     format!(
         "step {step}: {what}{place}. The step was not taken, {kept}; a smaller lr or a longer warm-up may help"
     )
+}
+
+fn kept(checkpoint: Option<u64>) -> String {
+    match checkpoint {
+        Some(step) => format!("the checkpoint of step {step} is kept"),
+        None => "there is no checkpoint yet".to_owned(),
+    }
 }
 
 /// What a run did.
@@ -272,7 +286,9 @@ impl<'a, E: Engine> Trainer<'a, E> {
         let mut record = StepRecord { step, stage: at.number + 1, ..StepRecord::default() };
         self.engine.begin_step().map_err(failed)?;
         for microbatch in 0..count as u64 {
-            let batch = self.source.batch(&Place::of(&self.recipe.stages, step, microbatch))?;
+            let batch = self.source.batch(&Place::of(&self.recipe.stages, step, microbatch));
+            let checkpoint = self.checkpoint;
+            let batch = batch.map_err(|source| TrainError::Batch { step, source, checkpoint })?;
             let losses = self.engine.accumulate(&batch, scale).map_err(failed)?;
             if !losses.total.is_finite() {
                 return Err(self.not_finite(step, format!("the loss is {}", losses.total), &losses));

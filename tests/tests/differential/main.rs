@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod builder;
+mod gradients;
 mod irregular;
 mod model;
 mod ops;

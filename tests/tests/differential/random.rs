@@ -18,7 +18,7 @@ fn check(bytes: &[u8], dtype: DType, isas: &[Isa], sizes: [i64; 4], seed: u64) -
 }
 
 /// The same cases in every run; `PROPTEST_RNG_SEED` gives others to look for new failures.
-fn config(cases: u32) -> ProptestConfig {
+pub(crate) fn config(cases: u32) -> ProptestConfig {
     let default = ProptestConfig::default();
     let rng_seed = match default.rng_seed {
         RngSeed::Random => RngSeed::Fixed(1),

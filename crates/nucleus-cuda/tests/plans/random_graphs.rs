@@ -2,7 +2,7 @@
 //! program.
 
 use nucleus_ir::graph_printer::print_graph;
-use nucleus_ir::testing::{random_graph, random_training_graph, with_loss};
+use nucleus_ir::testing::{random_loss, random_training_graph};
 use nucleus_ir::{DType, Graph};
 use nucleus_passes::Gradients;
 use nucleus_passes::pipeline::{CompileOptions, compile_graph};
@@ -112,7 +112,7 @@ fn gradients_of_random_graphs_agree() {
         let gradients = Some(Gradients { inputs, ..Gradients::default() });
         let options =
             CompileOptions { dtype: dtype(seed), gradients, verify: true, ..CompileOptions::default() };
-        Subject::new(seed, with_loss(random_graph(&bytes(seed, 150))).unwrap(), &options)
+        Subject::new(seed, random_loss(&bytes(seed, 150)), &options)
     };
     check(&seeds(6).map(subject).collect::<Vec<_>>());
 }

@@ -94,9 +94,13 @@ pub(super) fn attention(
     scale: Float,
     dy: Value,
 ) -> Result<(), PassError> {
-    // q, k, v, dy, and the mask if there is one.
-    let mut with_dy = operands.to_vec();
-    with_dy.insert(3, dy);
+    // q, k, v, dy, and the mask if there is one. Gradients are `f32`, and the op takes all four in one type.
+    let mut with_dy = Vec::with_capacity(operands.len() + 1);
+    for operand in &operands[..3] {
+        with_dy.push(backward.wide(*operand)?);
+    }
+    with_dy.push(dy);
+    with_dy.extend_from_slice(&operands[3..]);
     let first = backward.emit(Op::AttentionGrad { scale }, &with_dy)?;
     let Some((node, _)) = backward.graph.defining_node(first) else { return Ok(()) };
     let gradients = backward.graph.node(node).results.clone();

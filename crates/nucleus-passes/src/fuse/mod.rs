@@ -103,7 +103,9 @@ fn lower(state: &State, stopped: &mut Vec<Part>) -> Result<Lowered, PassError> {
     let computed: HashSet<usize> = state.output.iter().flatten().copied().collect();
     let copies = (0..graph.outputs.len()).filter(|position| !computed.contains(position));
     let mut places = Vec::new();
-    for part in (0..state.groups.len()).map(Part::Group).chain(copies.map(Part::Copy)) {
+    // A kernel whose only value is left to its readers is none.
+    let groups = (0..state.groups.len()).filter(|id| !state.groups[*id].owned.is_empty());
+    for part in groups.map(Part::Group).chain(copies.map(Part::Copy)) {
         if lower_part(&mut lowering, part)?.is_some() {
             stopped.push(part);
         }

@@ -22,17 +22,39 @@ const TRANSCENDENTAL: f64 = 16.0;
 /// For every node whether it is recomputed, and what comes of it.
 pub(super) fn choose(graph: &Graph, segments: &Segments, request: &Remat) -> (Vec<bool>, Report) {
     let costs = Costs::of(graph, &request.sizes);
+    let bytes = match request.policy {
+        Policy::Cheap => return kept_until(graph, segments, &costs, CHEAP, f64::INFINITY),
+        Policy::Full => return kept_until(graph, segments, &costs, FULL, f64::INFINITY),
+        Policy::Memory(bytes) => bytes as f64,
+    };
+    // What is computed faster than memory carries it is better recomputed in any case. From everything recomputed, which may be more at a time
+    // than would be kept, the way to a budget is not always downhill: then fixed rates may still meet it.
+    let bandwidth = Machine::cpu().bandwidth;
+    let mut least: Option<(Vec<bool>, Report)> = None;
+    for (most_bytes, budget) in [(bandwidth, bytes), (CHEAP, f64::INFINITY), (FULL, f64::INFINITY)] {
+        let found = kept_until(graph, segments, &costs, most_bytes, budget);
+        if found.1.peak_bytes() <= bytes {
+            return found;
+        }
+        if least.as_ref().is_none_or(|least| found.1.peak_bytes() < least.1.peak_bytes()) {
+            least = Some(found);
+        }
+    }
+    least.unwrap_or_else(|| (vec![false; graph.node_count()], Report::default()))
+}
+
+/// Keeps what saves most for its bytes, as long as that is a second for `most_bytes` and the whole stays within `budget`.
+fn kept_until(
+    graph: &Graph,
+    segments: &Segments,
+    costs: &Costs,
+    most_bytes: f64,
+    budget: f64,
+) -> (Vec<bool>, Report) {
     let mut plans: Vec<SegmentPlan<'_>> = (0..segments.events.len())
         .filter(|segment| segments.events[*segment].is_some())
-        .map(|segment| SegmentPlan::new(graph, segments, &costs, segment))
+        .map(|segment| SegmentPlan::new(graph, segments, costs, segment))
         .collect();
-    let machine = Machine::cpu();
-    let (most_bytes, budget) = match request.policy {
-        Policy::Cheap => (CHEAP, f64::INFINITY),
-        Policy::Full => (FULL, f64::INFINITY),
-        // What is computed faster than memory carries it is better recomputed in any case.
-        Policy::Memory(bytes) => (machine.bandwidth, bytes as f64),
-    };
     let mut next: Vec<Option<Step>> = plans.iter().map(|plan| plan.best(most_bytes)).collect();
     // Segments whose next step fits the budget, the best first.
     while let Some((number, step)) = next
@@ -41,9 +63,11 @@ pub(super) fn choose(graph: &Graph, segments: &Segments, request: &Remat) -> (Ve
         .filter_map(|(number, step)| Some((number, (*step)?)))
         .max_by(|(_, a), (_, b)| a.worth().total_cmp(&b.worth()))
     {
-        let previous = plans[number].now;
+        let (previous, before) = (plans[number].now, report(&plans).peak_bytes());
         plans[number].keep(step.node);
-        if step.bytes > 0.0 && report(&plans).peak_bytes() > budget {
+        // Above the budget a step may still make less of what is recomputed at a time than it keeps.
+        let after = report(&plans).peak_bytes();
+        if step.bytes > 0.0 && after > budget && after >= before {
             plans[number].recompute(step.node, previous);
             next[number] = None;
             continue;
@@ -69,6 +93,17 @@ fn report(plans: &[SegmentPlan<'_>]) -> Report {
     report
 }
 
+/// The sizes at which a graph is estimated: those that are given, usual ones for the rest.
+pub(super) fn sizes(graph: &Graph, given: &Bindings) -> Bindings {
+    let mut at = given.clone();
+    for (position, dim) in graph.dims.iter().enumerate() {
+        if at.get(dim).is_none() {
+            at.bind(dim.as_str(), USUAL_SIZES[position % USUAL_SIZES.len()]);
+        }
+    }
+    at
+}
+
 /// Bytes of every value and seconds of every node, at sample sizes.
 struct Costs {
     bytes: Vec<f64>,
@@ -77,12 +112,7 @@ struct Costs {
 
 impl Costs {
     fn of(graph: &Graph, sizes: &Bindings) -> Costs {
-        let mut at = sizes.clone();
-        for (position, dim) in graph.dims.iter().enumerate() {
-            if at.get(dim).is_none() {
-                at.bind(dim.as_str(), USUAL_SIZES[position % USUAL_SIZES.len()]);
-            }
-        }
+        let at = self::sizes(graph, sizes);
         let bytes: Vec<f64> = graph
             .values()
             .map(|(_, data)| {

@@ -39,7 +39,7 @@ pub enum Policy {
     Cheap,
     /// Everything but choices of experts and what is tiny for the time that it takes.
     Full,
-    /// As little as possible, so that by estimate no more than so many bytes are in use at a time.
+    /// As little as possible, so that by estimate the backward pass holds no more than so many bytes of forward values at a time.
     Memory(u64),
 }
 
@@ -101,15 +101,32 @@ impl fmt::Display for Report {
 ///
 /// # Errors
 ///
-/// [`PassError::Type`] and [`PassError::Order`] where the graph is not sound.
+/// [`PassError::Type`] and [`PassError::Order`] where the graph is not sound, and [`PassError::Unsupported`] where a budget is not met.
 pub fn remat(graph: &Graph, request: Option<&Remat>) -> Result<Graph, PassError> {
-    match request {
-        Some(request) => Ok(remat_reported(graph, request)?.0),
-        None => Ok(graph.clone()),
+    let Some(request) = request else { return Ok(graph.clone()) };
+    let (graph, report) = remat_reported(graph, request)?;
+    match request.policy {
+        Policy::Memory(budget) if report.peak_bytes() > budget as f64 => {
+            let sizes = choose::sizes(&graph, &request.sizes);
+            let sizes: Vec<String> = sizes.iter().map(|(dim, size)| format!("{dim} = {size}")).collect();
+            let what = format!(
+                "with {} the backward pass holds {} of forward values at a time when all that can be is computed again; the budget is {}",
+                sizes.join(", "),
+                mebibytes(report.peak_bytes()),
+                mebibytes(budget as f64)
+            );
+            Err(PassError::Unsupported { pass: PASS, what })
+        }
+        _ => Ok(graph),
     }
 }
 
-/// The same, and what was decided.
+/// Bytes as people write them, rounded up so that a budget of that many is enough.
+fn mebibytes(bytes: f64) -> String {
+    format!("{:.3} MiB", (bytes / 1_048.576).ceil() / 1e3)
+}
+
+/// The same, and what was decided: as near to a budget as it gets.
 ///
 /// # Errors
 ///

@@ -69,8 +69,8 @@ fn the_loss_is_the_sum_of_its_terms() {
     scalar(&mut at, "wavelet", 0.5);
     let got: BTreeMap<String, f64> =
         outputs(&graph, &dims(), &at).into_iter().map(|(name, x)| (name, x[0])).collect();
-    let sum = got["velocity"] + 0.25 * got["z"] + 0.5 * got["wavelet_loss"];
-    assert!((got["loss"] - sum).abs() < 1e-12 && got["z"] > 0.0, "{got:?}");
+    let sum = got["velocity"] + 0.25 * got["z_loss"] + 0.5 * got["wavelet"];
+    assert!((got["loss"] - sum).abs() < 1e-12 && got["z_loss"] > 0.0, "{got:?}");
     // Left out, they do not count.
     at.remove("z_loss");
     at.remove("wavelet");
@@ -126,7 +126,7 @@ fn the_wavelet_term_is_that_of_a_haar_transform() {
     }
     let per_band = (batch * per_image / 4) as f64;
     let want: f64 = bands.iter().map(|band| band / per_band).sum();
-    let got = outputs(&loss, &dims, &at)["wavelet_loss"][0];
+    let got = outputs(&loss, &dims, &at)["wavelet"][0];
     assert!((want - got).abs() < 1e-12 * want, "{got} instead of {want}");
 }
 
@@ -134,7 +134,7 @@ fn the_wavelet_term_is_that_of_a_haar_transform() {
 #[test]
 fn a_dense_model_has_no_z_term() {
     let dense = graph(NUCLEUS_IMAGE, &settings(&["moe_enabled=false"]), "loss");
-    assert_eq!(outputs(&dense, &dims(), &point(&dense, &dims(), 5))["z"], [0.0]);
+    assert_eq!(outputs(&dense, &dims(), &point(&dense, &dims(), 5))["z_loss"], [0.0]);
 }
 
 #[test]

@@ -1,27 +1,14 @@
 //! Random graphs of every op.
 
-use nucleus_ir::testing::{random_graph, with_loss};
+use nucleus_ir::testing::random_loss;
 use nucleus_ir::verify_graph::verify_graph;
 use nucleus_ir::{Bindings, DType, Graph};
 
 use nucleus_passes::pipeline::{CompileOptions, PASSES, PassKind};
 use nucleus_passes::remat::{Policy, Remat, remat_reported};
-use nucleus_passes::rewrite::Rebuild;
 use nucleus_passes::simplify::simplify;
 
 use crate::finite::{Seen, check, outputs, point, splitmix, with_inputs};
-
-/// The same graph, its nodes in layers of twelve.
-fn in_layers(graph: &Graph) -> Graph {
-    let mut rebuild = Rebuild::new("test", graph);
-    for (node, data) in graph.nodes() {
-        let scope = format!("layer.{}.part", node.index() / 12);
-        let operands = rebuild.operands(data).unwrap();
-        let copy = rebuild.add_node(data.op.clone(), &operands, &Some(scope.into())).unwrap();
-        rebuild.set_results(data, copy);
-    }
-    rebuild.finish().unwrap()
-}
 
 /// Recomputed values are those of the forward pass to the last bit, whatever is kept; returns how many nodes are recomputed.
 fn keeps_every_bit(gradients: &Graph, dims: &Bindings, seed: u64) -> usize {
@@ -77,7 +64,7 @@ fn gradients_of_random_graphs() {
         let length = 20 + (splitmix(&mut state) % 200) as usize;
         let bytes: Vec<u8> = (0..length).map(|_| (splitmix(&mut state) >> 40) as u8).collect();
         let sizes = ["B", "H", "W", "T"].map(|dim| (dim, 1 + (splitmix(&mut state) % 4) as i64));
-        let graph = in_layers(&with_loss(random_graph(&bytes)).unwrap());
+        let graph = random_loss(&bytes);
         let request = with_inputs(&["x", "text", "time"]);
         let dims = Bindings::from_iter(sizes);
         let (gradients, seen) = check(&graph, &request, &dims, seed, 3);

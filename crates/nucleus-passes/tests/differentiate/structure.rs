@@ -1,7 +1,8 @@
 //! What the graph of gradients looks like.
 
-use nucleus_ir::{Graph, Op, Rate};
+use nucleus_ir::{Bindings, DType, Graph, Op, Rate};
 use nucleus_passes::differentiate::{Gradients, differentiate};
+use nucleus_passes::pipeline::{CompileOptions, compile_graph};
 use nucleus_passes::simplify::simplify;
 
 use crate::finite::{check, graph, outputs, point, with_inputs};
@@ -159,5 +160,31 @@ fn what_cannot_be_differentiated_is_named() {
     for (request, want) in cases {
         let got = error(loss, &request);
         assert!(got.contains(want), "{got}");
+    }
+}
+
+/// Attention in a narrow type of the text's own choice has gradients that compile whatever the compute type is: the op takes queries, keys,
+/// values and the gradient of the result in one type.
+#[test]
+fn gradients_of_narrow_attention_compile() {
+    for dtype in ["bf16", "f16"] {
+        let text = format!(
+            "dim B, N;
+            entry loss(x: [B, N, 2, 4] per step, y: [B, N, 2, 4] per step) -> (loss: []) {{
+                let w = weight(\"w\", [2, 4]);
+                let q = cast(x * w, to = {dtype});
+                let a = attention(q, q, q, scale = 0.5);
+                reduce_sum(reshape(a * y, [B * N * 8]), axis = 0)
+            }}"
+        );
+        let graph = graph(&text, &[], "loss");
+        for dtype in [DType::F32, DType::Bf16, DType::F16] {
+            let gradients = Some(Gradients::default());
+            let options = CompileOptions { dtype, gradients, verify: true, ..CompileOptions::default() };
+            compile_graph(&graph, &options, &mut ()).unwrap();
+        }
+        let dims = Bindings::from_iter([("B", 2), ("N", 3)]);
+        let (_, seen) = check(&graph, &Gradients::default(), &dims, 1, 8);
+        assert_eq!((seen.compared, seen.kinks), (8, 0));
     }
 }

@@ -248,3 +248,33 @@ fn a_gradient_that_another_gradient_waits_for_stays_apart() {
     );
     expect(&plan, &[("attention_grad", 1), ("map", 1), ("row_reduction", 1)]);
 }
+
+/// A kernel whose only value its readers had rather compute themselves, from what another kernel stores, is none. Here the gradient `left` of
+/// a maximum is stored because all that leads to it is too long for one function; behind the `after` nothing takes it along.
+#[test]
+fn a_value_that_is_left_to_its_readers_needs_no_kernel() {
+    for functions in 0..6 {
+        let text = format!(
+            "dim B, H, W, T;
+            entry main(
+                a: [B, T, 4] per step, x: [B, T, 2, 3] per step, y: [B, T, 2, 3] per step, z: [3, 2, T] per step,
+                index: i32[B, T] per step
+            ) -> (r: [B, T, 6]) {{
+                let most = reshape(reduce_max(x, axis = 0, keep = true), [T, 2, 3]);
+                var b = a;
+                for i in 0..{functions} {{ b = tanh(b); }}
+                let event = select(a < b, -(a / sqrt(abs(b) + 1.0)), a / sqrt(abs(b) + 1.0));
+                let again = tanh(transpose(after(most, event), [2, 1, 0]));
+                let slope = transpose(z + z * (1.0 - again * again), [2, 1, 0]);
+                let largest = equal(x, broadcast(after(most, event), [B, T, 2, 3]));
+                let share = broadcast(reshape(slope, [1, T, 2, 3]) / 3.0, [B, T, 2, 3]);
+                let left = -select(largest, share, 0.0 * x);
+                let (dq, dk, dv) = attention_grad(x, x, y, left + y, scale = 0.5);
+                let sum = reshape(dq + dk + dv * y, [B, T, 6]);
+                let (offsets, positions) = invert_index(min(index, T - 1), size = T);
+                segment_sum(sum, offsets, positions, reshape(left, [B, T, 6]))
+            }}"
+        );
+        checked(&text, &[], 1e-5);
+    }
+}

@@ -6,7 +6,7 @@ use nucleus_ir::DType;
 use nucleus_runtime::safetensors_file::{MappedFile, StoredDType};
 use nucleus_runtime::{HostTensor, TensorMap};
 
-use super::{Batch, DataError, Draws, Place, Source, grid_dims};
+use super::{Batch, DataError, Draws, Place, Source, grid_dims, sizes};
 use crate::recipe::Stages;
 
 /// A tensor of a batch file.
@@ -61,6 +61,31 @@ impl Batches {
             check_header(&MappedFile::open(path)?)?;
         }
         Ok(Batches { files, draws })
+    }
+
+    /// The sizes of the batch with the most tokens.
+    ///
+    /// # Errors
+    /// Its file is no batch any more.
+    pub fn largest(&self) -> Result<Vec<(String, i64)>, DataError> {
+        let mut largest = (0, Vec::new());
+        for path in &self.files {
+            let file = MappedFile::open(path)?;
+            let shape = |name: &str| {
+                let entry = file.header().tensors.iter().find(|entry| entry.name == name);
+                entry.map(|entry| entry.shape.as_slice())
+            };
+            let (Some([items, image, _]), Some([_, text, _])) = (shape(LATENTS), shape(TEXT)) else {
+                continue;
+            };
+            let tokens = items.saturating_mul(image.saturating_add(*text));
+            if tokens > largest.0 {
+                let tensors = TensorMap::read(path)?;
+                let (height, width) = grid(path, tensors.get(GRID), *image)?;
+                largest = (tokens, sizes(*items, (height, width), *text));
+            }
+        }
+        Ok(largest.1)
     }
 
     /// The files, in the order of their use.

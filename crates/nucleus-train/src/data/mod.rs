@@ -121,6 +121,13 @@ pub fn open(recipe: &Recipe, patch_size: usize) -> Result<Box<dyn Source>, DataE
     Ok(source)
 }
 
+/// All sizes of a batch.
+fn sizes(items: usize, grid: (usize, usize), text: usize) -> Vec<(String, i64)> {
+    let mut sizes = grid_dims(grid.0, grid.1);
+    sizes.extend([("B".to_owned(), items as i64), ("T".to_owned(), text as i64)]);
+    sizes
+}
+
 /// The sizes that a grid of image tokens binds.
 fn grid_dims(height: usize, width: usize) -> Vec<(String, i64)> {
     vec![("H".to_owned(), height as i64), ("W".to_owned(), width as i64)]

@@ -8,7 +8,7 @@ use nucleus_ir::DType;
 use nucleus_runtime::safetensors_file::StoredDType;
 use nucleus_runtime::{HostTensor, TensorMap};
 
-use super::{Batch, DataError, Draws, Place, Source, grid_dims, pack};
+use super::{Batch, DataError, Draws, Place, Source, grid_dims, pack, sizes};
 use crate::random::Purpose;
 use crate::recipe::{Stage, Stages};
 
@@ -90,6 +90,27 @@ impl Shards {
     /// The data set.
     pub fn dataset(&self) -> &Dataset {
         &self.dataset
+    }
+
+    /// The sizes of the batch with the most tokens of any stage.
+    ///
+    /// # Errors
+    /// A stage has no data.
+    pub fn largest(&self, stages: &Stages) -> Result<Vec<(String, i64)>, DataError> {
+        let text = self.dataset.description().token_length;
+        let mut largest = (0, Vec::new());
+        for (number, stage) in stages.iter().enumerate() {
+            for choice in self.plan(number, stage)?.0 {
+                let bucket = &self.dataset.buckets()[choice.bucket];
+                let token = choice.reduction * self.options.patch_size;
+                let grid = (bucket.height() / token, bucket.width() / token);
+                let tokens = stage.batch * (grid.0 * grid.1 + text);
+                if tokens > largest.0 && bucket.len() >= stage.batch {
+                    largest = (tokens, sizes(stage.batch, grid, text));
+                }
+            }
+        }
+        Ok(largest.1)
     }
 
     /// The buckets of a resolution, averaged down only where the data set has none of that size.

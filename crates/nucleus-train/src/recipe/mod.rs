@@ -71,6 +71,8 @@ pub enum Recompute {
     Cheap,
     /// All but the inputs of layers.
     Everything,
+    /// As few as possible, so that the backward pass holds no more than so many bytes of forward values at a time.
+    Within(u64),
 }
 
 /// Where training starts.

@@ -8,6 +8,21 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::RecipeError;
 
+/// What sizes are measured in, in bytes.
+const UNITS: [(&str, f64); 9] = [
+    ("B", 1.0),
+    ("kB", 1e3),
+    ("MB", 1e6),
+    ("GB", 1e9),
+    ("TB", 1e12),
+    ("KiB", 1024.0),
+    ("MiB", 1_048_576.0),
+    ("GiB", 1_073_741_824.0),
+    ("TiB", 1_099_511_627_776.0),
+];
+/// Sizes are below 2^63.
+const MOST_BYTES: f64 = 9_223_372_036_854_775_808.0;
+
 /// The text of a recipe, for turning byte offsets into lines.
 pub(super) struct Source<'a> {
     pub(super) path: &'a Path,
@@ -227,6 +242,23 @@ impl<'a> Value<'a> {
 
     pub(super) fn number(&self, range: impl RangeBounds<f64>) -> Result<f64, RecipeError> {
         self.number_of(self.value.get_ref(), &range)
+    }
+
+    /// A size such as `"1.5 GiB"`, or an integer of bytes.
+    pub(super) fn bytes(&self) -> Result<u64, RecipeError> {
+        if self.value.get_ref().is_integer() {
+            return self.integer(1..);
+        }
+        let wrong = || self.wrong("a size such as \"2 GiB\" or \"500 MB\", or a number of bytes");
+        let text = self.value.get_ref().as_str().ok_or_else(wrong)?.trim();
+        let unit = text.find(|c: char| c.is_ascii_alphabetic()).ok_or_else(wrong)?;
+        let (number, unit) = text.split_at(unit);
+        let factor = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(wrong)?.1;
+        // No sign, no exponent, no name of a number.
+        let plain = number.trim_end().bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        let number: f64 = number.trim_end().parse().ok().filter(|_| plain).ok_or_else(wrong)?;
+        let bytes = (number * factor).round();
+        if (1.0..MOST_BYTES).contains(&bytes) { Ok(bytes as u64) } else { Err(wrong()) }
     }
 
     fn items(&self, wanted: &str) -> Result<&'a [Spanned<DeValue<'a>>], RecipeError> {

@@ -19,7 +19,8 @@ pub(super) const COUNT: std::ops::RangeInclusive<i64> = 1..=65_536;
 /// Steps: so many that no run reaches them, so few that sums of them do not overflow.
 pub(super) const STEPS: std::ops::RangeInclusive<i64> = 1..=1_000_000_000;
 
-pub(super) const MODEL_KEYS: &[&str] = &["ir", "checkpoint", "config", "seed", "zero_init", "dtype", "remat"];
+pub(super) const MODEL_KEYS: &[&str] =
+    &["ir", "checkpoint", "config", "seed", "zero_init", "dtype", "remat", "memory"];
 
 /// Every block starts as the identity, and the model by predicting no velocity (adaLN-zero, arXiv 2212.09748).
 const ZERO_WEIGHTS: [&str; 3] = ["*.img_mod.1.weight", "norm_out.linear.weight", "proj_out.weight"];
@@ -63,13 +64,16 @@ pub(super) fn model(table: &Table<'_>) -> Result<ModelRecipe, RecipeError> {
     let dtype = table.get("dtype").map_or(Ok(ComputeDType::F32), |value| {
         value.choice(&[("f32", ComputeDType::F32), ("bf16", ComputeDType::Bf16)])
     })?;
-    let remat = table.get("remat").map_or(Ok(Recompute::Nothing), |value| {
-        value.choice(&[
-            ("none", Recompute::Nothing),
-            ("auto", Recompute::Cheap),
-            ("full", Recompute::Everything),
-        ])
-    })?;
+    let choices = [("none", Recompute::Nothing), ("auto", Recompute::Cheap), ("full", Recompute::Everything)];
+    let remat = match (table.get("remat"), table.get("memory")) {
+        (Some(_), Some(memory)) => {
+            return Err(memory
+                .error("[model] has both `remat` and `memory`: one of them says what is computed again"));
+        }
+        (Some(remat), None) => remat.choice(&choices)?,
+        (None, Some(memory)) => Recompute::Within(memory.bytes()?),
+        (None, None) => Recompute::Nothing,
+    };
     Ok(ModelRecipe { ir, start, dtype, remat })
 }
 

@@ -266,6 +266,42 @@ fn values_out_of_range_and_of_other_types_are_refused_where_they_stand() {
 }
 
 #[test]
+fn memory_is_a_size() {
+    let with = |value: &str| parse(&LEAST.replace("checkpoint", &format!("memory = {value}\ncheckpoint")));
+    for (value, bytes) in [
+        ("4096", 4096),
+        ("\"2 GiB\"", 2 << 30),
+        ("\"1.5GiB\"", 3 << 29),
+        ("\"500 MB\"", 500_000_000),
+        ("\"7 B\"", 7),
+    ] {
+        assert_eq!(with(value).unwrap().model.remat, Recompute::Within(bytes), "{value}");
+    }
+    for value in [
+        "0",
+        "-1",
+        "\"\"",
+        "\"2\"",
+        "\"GiB\"",
+        "\"-2 GiB\"",
+        "\"1e3 MB\"",
+        "\"inf B\"",
+        "\"0 B\"",
+        "\"9 gb\"",
+        "true",
+    ] {
+        let error = with(value).unwrap_err().to_string();
+        assert!(error.contains(":3:10: `memory` in [model]"), "{value}: {error}");
+    }
+    let huge = format!("\"{} TiB\"", "9".repeat(400));
+    assert!(with(&huge).is_err());
+    assert_eq!(
+        message(&LEAST.replace("checkpoint", "remat = \"auto\"\nmemory = 9\ncheckpoint")),
+        "4:10: [model] has both `remat` and `memory`: one of them says what is computed again"
+    );
+}
+
+#[test]
 fn stages_add_up() {
     let with = |stages: &str| parse(&format!("{LEAST}{stages}"));
     let recipe = with("[[stage]]\nsteps = 2\n[[stage]]\nsteps = 1\n[[stage]]\n").unwrap();

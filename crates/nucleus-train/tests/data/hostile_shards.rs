@@ -58,6 +58,81 @@ fn files_cut_short_or_changed_anywhere_do_not_panic() {
     }
 }
 
+/// Opens a data set and reads its first batch, if it can be.
+fn first(dir: &Path, batch: usize) -> bool {
+    let stages = stages(batch, None);
+    let opened = Shards::open(dir, PLAIN, draws(1)).and_then(|mut shards| {
+        shards.check(&stages)?;
+        shards.batch(&Place::of(&stages, 1, 0))
+    });
+    match opened {
+        Ok(batch) => batch.items * batch.image_tokens <= 2 * 4,
+        Err(error) => {
+            assert!(error.to_string().len() < 1 << 12, "{error}");
+            false
+        }
+    }
+}
+
+#[test]
+fn descriptions_changed_anywhere_do_not_panic() {
+    let dir = set();
+    let path = dir.path().join("dataset.json");
+    let whole = fs::read_to_string(&path).unwrap();
+    assert!(first(dir.path(), 2));
+    for at in 0..whole.len() {
+        for with in ["", "\"", "9", "-", "]", "{", "é", "null"] {
+            let Some((before, after)) = whole.split_at_checked(at) else { continue };
+            let mut rest = after.chars();
+            rest.next();
+            fs::write(&path, format!("{before}{with}{}", rest.as_str())).unwrap();
+            first(dir.path(), 2);
+        }
+        fs::write(&path, &whole[..at]).unwrap();
+        assert!(!first(dir.path(), 2), "{at} of {} bytes", whole.len());
+    }
+}
+
+/// Every number of the description, one after the other, becomes one that no data stands behind.
+#[test]
+fn descriptions_that_promise_much_are_refused_at_once() {
+    let dir = set();
+    let path = dir.path().join("dataset.json");
+    let whole: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let mut numbers = Vec::new();
+    collect(&whole, String::new(), &mut numbers);
+    assert!(numbers.len() >= 7, "{numbers:?}");
+    for pointer in numbers {
+        for number in [
+            json!(u64::MAX),
+            json!(i64::MAX),
+            json!(1u64 << 32),
+            json!(0),
+            json!(-1),
+            json!(2.5),
+            json!(1e300),
+        ] {
+            let mut changed = whole.clone();
+            *changed.pointer_mut(&pointer).unwrap() = number.clone();
+            fs::write(&path, changed.to_string()).unwrap();
+            assert!(!first(dir.path(), 2), "{pointer} = {number}");
+        }
+    }
+}
+
+fn collect(value: &Value, pointer: String, numbers: &mut Vec<String>) {
+    match value {
+        Value::Number(_) => numbers.push(pointer),
+        Value::Array(items) => {
+            items.iter().enumerate().for_each(|(at, item)| collect(item, format!("{pointer}/{at}"), numbers));
+        }
+        Value::Object(entries) => {
+            entries.iter().for_each(|(key, item)| collect(item, format!("{pointer}/{key}"), numbers));
+        }
+        _ => {}
+    }
+}
+
 #[test]
 fn models_and_data_must_fit() {
     let dir = set();

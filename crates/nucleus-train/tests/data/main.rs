@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod batches;
+mod hostile_batches;
 mod hostile_shards;
 mod shards;
 mod support;

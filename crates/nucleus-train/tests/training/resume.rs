@@ -37,7 +37,12 @@ fn resuming_from_any_step_is_exact() {
         let mut store = Store::default();
         let (summary, _) = run(&out, &mut store, Some(broken));
         let error = summary.unwrap_err().to_string();
-        assert!(error.ends_with("it broke"), "{error}");
+        let kept = match (broken - 1) / 5 * 5 {
+            0 => "there is no checkpoint yet".to_owned(),
+            step => format!("the checkpoint of step {step} is kept"),
+        };
+        let said = format!("it broke. The step was not taken, {kept}");
+        assert!(error.starts_with(&format!("step {broken}: ")) && error.ends_with(&said), "{error}");
         assert_eq!(log(&out).len() as u64, broken - 1);
         let (summary, resumed) = run(&out, &mut store, None);
         assert_eq!(summary.unwrap().from, (broken - 1) / 5 * 5);
