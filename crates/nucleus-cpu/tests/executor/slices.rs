@@ -164,7 +164,7 @@ fn memory_that_buffers_share() {
         let (never, wanted) = in_place(shift, Slicing::Never);
         let (wherever, _) = in_place(shift, Slicing::Wherever);
         assert_eq!(never, wherever, "{shift} bytes apart");
-        let error = error(&decode(&wherever, nucleus_ir::DType::F32), &wanted);
+        let error = error(&decode(&wherever, nucleus_ir::DType::F32), &wanted, 0.0);
         assert!(error <= 1e-5, "{shift} bytes apart: {error}");
     }
 }
