@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 use std::ops::Range;
 
 use nucleus_ir::Rate;
-use nucleus_plan::bounds::{range, spaces, split_accesses};
+use nucleus_plan::bounds::{range, spaces};
 use nucleus_plan::{Access, Anchor, BoundPlan, BufferId, OperandMode, Place, Size};
 
 use super::{LocalBuffer, SlicedBuffer, SlicedRun, Window};
@@ -222,9 +222,13 @@ impl Search<'_> {
                 *entry =
                     Touch { launches: 1, begins_written: entry.begins_written && !read, ..entry.with(touch) };
             };
-            let (direct, indirect) = split_accesses(space.function);
-            direct.into_iter().for_each(|access| touch(access, true));
-            indirect.into_iter().for_each(|access| touch(access, false));
+            for access in space.function.accesses() {
+                // Indices are looked at before the first slice runs; what they lead to may lie anywhere.
+                if let Some(indirect) = &access.indirect {
+                    touch(&indirect.index, false);
+                }
+                touch(access, access.indirect.is_none());
+            }
         }
         let bytes = |id: &BufferId| plan.buffer(*id).dtype.size() as i128;
         let slice: i128 =
