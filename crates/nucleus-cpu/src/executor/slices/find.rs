@@ -1,10 +1,8 @@
 //! Which launches run slice by slice: what is possible, and what is worth it.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::ops::Range;
 
-use nucleus_ir::Rate;
 use nucleus_plan::bounds::{range, spaces};
 use nucleus_plan::{Access, Anchor, BoundPlan, BufferId, OperandMode, Place, Size};
 
@@ -80,15 +78,20 @@ pub(crate) fn sliced_runs(program: &CpuProgram, bound: &BoundPlan, slicing: Slic
     };
     let plan = program.plan();
     let mut runs: Vec<SlicedRun> = Vec::new();
+    // Slices and end of the last run that was not worth it: from its other launches nothing else would be found.
+    let mut refused = (0, 0);
     let mut at = 0;
     while at < plan.launches.len() {
         let begin = runs.last().map_or(0, |run| run.launches.end);
-        match search.batch(at).and_then(|count| search.run_around(count, begin, at)) {
-            Some(run) => {
-                at = run.launches.end;
-                runs.push(run);
-            }
-            None => at += 1,
+        let count = search.batch(at).filter(|&count| count != refused.0 || at >= refused.1);
+        let run = count.and_then(|count| Some((count, search.run_around(count, begin, at)?)));
+        at += 1;
+        let Some((count, (launches, touches))) = run else { continue };
+        if search.kept(&touches, count) < search.least {
+            refused = (count, launches.end);
+        } else {
+            at = launches.end;
+            runs.push(place(program, launches, count, touches));
         }
     }
     runs
@@ -120,8 +123,8 @@ impl Search<'_> {
         (count > 1 && (even || !self.even)).then_some(count)
     }
 
-    /// The longest run of launches around one of them that fall into `count` slices, from launch `begin` on, if it is worth it.
-    fn run_around(&self, count: i64, begin: usize, seed: usize) -> Option<SlicedRun> {
+    /// The longest run of launches around one of them that fall into `count` slices, from launch `begin` on.
+    fn run_around(&self, count: i64, begin: usize, seed: usize) -> Option<(Range<usize>, Touches)> {
         let plan = self.program.plan();
         let stage = plan.launches[seed].stage;
         let mut touches = self.launch_touches(seed, count)?;
@@ -131,8 +134,7 @@ impl Search<'_> {
                 return None;
             }
             let own = self.launch_touches(launch, count)?;
-            *touches = if before { merged(own, touches) } else { merged(touches.clone(), &own) }?;
-            Some(())
+            merge(touches, own, before)
         };
         while launches.end < plan.launches.len() && add(launches.end, &mut touches, false).is_some() {
             launches.end += 1;
@@ -140,16 +142,15 @@ impl Search<'_> {
         while launches.start > begin && add(launches.start - 1, &mut touches, true).is_some() {
             launches.start -= 1;
         }
-        // What stays near: everything that a later launch finds where an earlier one left it.
-        let bytes = |id: BufferId| plan.buffer(id).dtype.size() as i128;
+        Some((launches, touches))
+    }
+
+    /// The bytes that stay near: everything that a later launch finds where an earlier one left it.
+    fn kept(&self, touches: &Touches, count: i64) -> i128 {
+        let bytes = |id: BufferId| self.program.plan().buffer(id).dtype.size() as i128;
         let kept = touches.iter().filter(|(_, touch)| touch.launches > 1 && touch.written);
-        let kept: i128 = kept
-            .filter_map(|(&id, touch)| Some(touch.window?.len() * bytes(id) * i128::from(count)))
-            .fold(0, i128::saturating_add);
-        if kept < self.least {
-            return None;
-        }
-        Some(place(self.program, launches, stage, count, touches))
+        kept.filter_map(|(&id, touch)| Some(touch.window?.len() * bytes(id) * i128::from(count)))
+            .fold(0, i128::saturating_add)
     }
 
     /// What a slice of a launch touches; `None` if the launch does not fall into so many slices, or its slices are too large.
@@ -237,33 +238,22 @@ impl Search<'_> {
     }
 }
 
-/// What two runs, one after the other, touch together; `None` if a slice would touch what another writes.
-fn merged(mut first: Touches, later: &Touches) -> Option<Touches> {
-    for (&buffer, &touch) in later {
-        let touch = match first.entry(buffer) {
-            Entry::Vacant(entry) => *entry.insert(touch),
-            Entry::Occupied(mut entry) => {
-                let touch = entry.get().with(touch);
-                *entry.get_mut() = touch;
-                touch
-            }
-        };
-        if !touch.is_apart() {
-            return None;
-        }
-    }
-    Some(first)
+/// Adds a launch's touches to those of a run that it comes before or after. `None`, and nothing is added, if a slice would touch what another
+/// writes.
+fn merge(run: &mut Touches, launch: Touches, before: bool) -> Option<()> {
+    let both = |id: &BufferId, own: Touch| match run.get(id) {
+        Some(&there) if before => own.with(there),
+        Some(&there) => there.with(own),
+        None => own,
+    };
+    let together: Vec<(BufferId, Touch)> = launch.iter().map(|(id, &own)| (*id, both(id, own))).collect();
+    together.iter().all(|(_, touch)| touch.is_apart()).then(|| run.extend(together))
 }
 
 /// Decides what lives in a worker's memory, and where.
-fn place(
-    program: &CpuProgram,
-    launches: Range<usize>,
-    stage: Rate,
-    count: i64,
-    touches: Touches,
-) -> SlicedRun {
+fn place(program: &CpuProgram, launches: Range<usize>, count: i64, touches: Touches) -> SlicedRun {
     let plan = program.plan();
+    let stage = plan.launches[launches.start].stage;
     let (mut shared, mut local) = (Vec::new(), Vec::<(LocalBuffer, Range<usize>)>::new());
     let uses = |id: BufferId, numbers: Range<usize>| {
         numbers.filter(move |&number| plan.launches[number].operands.contains(&id))
