@@ -233,7 +233,7 @@ impl CpuProgram {
     /// Evaluates the plan's sizes, and decides how launches run.
     ///
     /// # Errors
-    /// See [`BoundPlan::new`].
+    /// See [`nucleus_plan::BoundPlan::new`].
     pub fn bind(&self, dims: &Bindings) -> Result<CpuBound, BindError> {
         CpuBound::new(self, dims, self.memory_limit, self.slicing)
     }
