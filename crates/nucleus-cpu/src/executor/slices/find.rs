@@ -21,7 +21,6 @@ const LEAST_BYTES: i128 = 4 << 20;
 /// What a slice of some launches touches of a buffer.
 #[derive(Clone, Copy, Debug)]
 struct Touch {
-    read: bool,
     written: bool,
     /// Launches that touch it.
     launches: usize,
@@ -42,7 +41,6 @@ impl Touch {
             _ => None,
         };
         Touch {
-            read: self.read || later.read,
             written: self.written || later.written,
             launches: self.launches + later.launches,
             begins_written: self.begins_written,
@@ -212,7 +210,6 @@ impl Search<'_> {
                 let mode = kernel.operands[access.operand as usize].mode;
                 let (read, written) = (mode != OperandMode::Write, mode != OperandMode::Read);
                 let touch = Touch {
-                    read,
                     written,
                     launches: 1,
                     begins_written: written && !read,

@@ -1,6 +1,7 @@
 //! Running launches slice by slice.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -90,6 +91,7 @@ impl CpuProgram {
         let nanoseconds: Vec<AtomicU64> = (start..end).map(|_| AtomicU64::new(0)).collect();
         let timed = profile.is_some();
         let failed = AtomicUsize::new(usize::MAX);
+        let refused: OnceLock<ExecuteError> = OnceLock::new();
         let begun = Instant::now();
         let job = |slice: usize, memory: *mut u8| {
             let slice = Slice { number: slice as i64, count: run.count };
@@ -117,9 +119,13 @@ impl CpuProgram {
                 let doubt = Doubt { number, failed: &failed };
                 // SAFETY: slices of buffers in the table are apart, as was checked, and a worker's memory has room for one slice of
                 // each buffer that is used by these launches alone; the rest is the caller's promise. Other anchors are not in a run.
-                let known = unsafe { self.run_anchor(&context, number) };
-                debug_assert!(known.is_ok(), "a launch that cannot be sliced");
+                let outcome = unsafe { self.run_anchor(&context, number) };
                 std::mem::forget(doubt);
+                if let Err(error) = outcome {
+                    // The first is as good as any.
+                    let _ = refused.set(error);
+                    return;
+                }
                 if let Some(started) = started {
                     nanoseconds[position].fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
                 }
@@ -134,6 +140,9 @@ impl CpuProgram {
         if let Err(payload) = outcome {
             let launch = failed.load(Ordering::Relaxed).clamp(start, end - 1);
             return Err(self.panicked(launch, payload));
+        }
+        if let Some(error) = refused.into_inner() {
+            return Err(error);
         }
         if let Some(profile) = profile {
             // Workers run side by side: each launch has its share of the time that passed.
