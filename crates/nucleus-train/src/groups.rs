@@ -56,6 +56,8 @@ pub struct Muon {
     pub nesterov: bool,
     /// Newton–Schulz steps.
     pub ns_steps: usize,
+    /// What those steps multiply.
+    pub ns_form: NsForm,
     /// How the step depends on the matrix's sizes.
     pub adjust_lr: AdjustLr,
     /// How a weight holds two matrices.
@@ -70,10 +72,20 @@ impl Default for Muon {
             momentum: 0.95,
             nesterov: true,
             ns_steps: 5,
+            ns_form: NsForm::Gram,
             adjust_lr: AdjustLr::MatchRmsAdamW,
             halves: Halves::Auto,
         }
     }
+}
+
+/// What the steps of the Newton–Schulz iteration multiply. Both forms are the same function of the matrix; they round differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NsForm {
+    /// The small Gram matrix XXᵀ of a matrix that is not a square: fewer operations, a digit less of precision.
+    Gram,
+    /// The matrix itself.
+    Direct,
 }
 
 /// How Muon's step depends on the sizes of a matrix.

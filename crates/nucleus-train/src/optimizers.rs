@@ -9,7 +9,7 @@ use nucleus_runtime::routine::{Arguments, Backend, Routine, RoutineError, Tensor
 use nucleus_runtime::{Model, ModelError, ModelText};
 use thiserror::Error;
 
-use crate::groups::{AdamW, AdjustLr, Group, MatrixLayout, Muon, Optimizer};
+use crate::groups::{AdamW, AdjustLr, Group, MatrixLayout, Muon, NsForm, Optimizer};
 use crate::parameters::{Bucket, Parameters, ROW};
 
 const ADAMW: (&str, &str) = ("adamw.ir", include_str!("../../../ir-specs/adamw.ir"));
@@ -52,6 +52,7 @@ struct MuonKey {
     halves: &'static str,
     nesterov: bool,
     ns_steps: usize,
+    ns_form: NsForm,
     original: bool,
 }
 
@@ -261,10 +262,15 @@ impl MuonKey {
             (true, false) => (2 * layout.rows, layout.columns, "rows"),
         };
         let original = muon.adjust_lr == AdjustLr::Original;
-        MuonKey { count, rows, columns, halves, nesterov: muon.nesterov, ns_steps: muon.ns_steps, original }
+        let Muon { nesterov, ns_steps, ns_form, .. } = *muon;
+        MuonKey { count, rows, columns, halves, nesterov, ns_steps, ns_form, original }
     }
 
-    fn settings(&self) -> [(&'static str, String); 7] {
+    fn settings(&self) -> [(&'static str, String); 8] {
+        let form = match self.ns_form {
+            NsForm::Gram => "gram",
+            NsForm::Direct => "direct",
+        };
         let adjust = if self.original { "original" } else { "match_rms_adamw" };
         [
             ("count", self.count.to_string()),
@@ -273,6 +279,7 @@ impl MuonKey {
             ("halves", self.halves.to_owned()),
             ("nesterov", self.nesterov.to_string()),
             ("ns_steps", self.ns_steps.to_string()),
+            ("ns_form", form.to_owned()),
             ("adjust_lr", adjust.to_owned()),
         ]
     }

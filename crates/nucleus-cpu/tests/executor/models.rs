@@ -94,7 +94,9 @@ fn the_gradients_of_all_weights() {
 #[test]
 fn a_step_of_muon() {
     let text = include_str!("../../../../ir-specs/muon.ir");
-    let plan =
-        compiled("muon.ir", text, "update", &["count=2", "rows=20", "columns=36"], &options(DType::F32));
-    check_plan(&plan, &[], &|_, _| None, 1e-4);
+    for form in ["ns_form=gram", "ns_form=direct"] {
+        let settings = ["count=2", "rows=20", "columns=36", form];
+        let plan = compiled("muon.ir", text, "update", &settings, &options(DType::F32));
+        check_plan(&plan, &[], &|_, _| None, 1e-4);
+    }
 }

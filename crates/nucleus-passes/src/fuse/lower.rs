@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use nucleus_ir::graph::{Graph, Node, NodeData, Value};
+use nucleus_ir::graph::{Node, NodeData, Value};
 use nucleus_ir::{DType, Dim, Op, Rate, ScalarOp, dim::product};
 use nucleus_plan::{
     Anchor, Contraction, ExpertChoice, InverseMap, InvertIndex, Kernel, KernelId, Launch, Map as MapAnchor,
@@ -30,31 +30,6 @@ pub(super) fn operations(function: &ScalarFunction) -> i64 {
 /// `count` operations at every point of a space.
 pub(super) fn flops(count: i64, extents: &[Dim]) -> Result<Dim, Stop> {
     Ok(product(extents)?.mul(&Dim::constant(count))?)
-}
-
-/// How far back a product is looked at to see that it is symmetric.
-const NEAR: usize = 16;
-
-/// True for a node whose result is known to equal its transpose (of the last two axes), bit by bit: x·xᵀ, the square of a symmetric
-/// matrix, and what element-wise operations make of symmetric matrices and numbers.
-fn is_symmetric(graph: &Graph, data: &NodeData, near: usize) -> bool {
-    let symmetric = |value: Value| {
-        let square = matches!(graph.ty(value).shape.as_slice(), [.., rows, columns] if rows == columns);
-        near > 0
-            && square
-            && graph
-                .defining_node(value)
-                .is_some_and(|(node, _)| is_symmetric(graph, graph.node(node), near - 1))
-    };
-    match (&data.op, data.operands.as_slice()) {
-        (Op::Matmul { transpose_a, transpose_b }, [a, b]) => {
-            let batch_alike = graph.ty(*a).rank() == graph.ty(*b).rank();
-            a == b && batch_alike && (transpose_a != transpose_b || symmetric(*a))
-        }
-        (Op::Broadcast { .. }, [x]) => graph.ty(*x).rank() == 0,
-        (op, operands) if op.scalar().is_some() => operands.iter().all(|operand| symmetric(*operand)),
-        _ => false,
-    }
 }
 
 /// Makes the kernels and launches of the groups.
@@ -315,7 +290,7 @@ impl Lowering<'_> {
         let b_function = self.operand(group, &mut arguments, &b_extents, Form::Packed, b, &b_map)?;
         let epilogue = self.stores(group, &mut arguments, &extents, false)?;
         let one_matrix = group.space.unrolled == 1 && outer == batch + 1;
-        let symmetric = one_matrix && is_symmetric(graph, data, NEAR);
+        let symmetric = one_matrix && self.state.symmetry.is_symmetric(data.results[0]);
         // Of a symmetric product one half is computed.
         let operations_each = Dim::constant(if symmetric { 1 } else { 2 });
         let product_flops =

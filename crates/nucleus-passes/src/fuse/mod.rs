@@ -27,6 +27,7 @@ mod lower;
 mod partition;
 mod space;
 mod state;
+mod symmetry;
 
 use std::collections::HashSet;
 

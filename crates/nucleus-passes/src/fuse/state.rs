@@ -8,6 +8,7 @@ use nucleus_ir::{Dim, Op, Rate};
 use super::affine::{Coord, Map, reshape};
 use super::dependence::Dependence;
 use super::group::{Group, IsView};
+use super::symmetry::Symmetry;
 use crate::error::PassError;
 
 /// The decisions so far.
@@ -27,6 +28,7 @@ pub(crate) struct State {
     pub(crate) is_output: Vec<bool>,
     pub(crate) groups: Vec<Group>,
     pub(crate) dependence: Dependence,
+    pub(crate) symmetry: Symmetry,
 }
 
 impl State {
@@ -41,6 +43,7 @@ impl State {
             is_output: vec![false; count],
             groups: Vec::new(),
             dependence: Dependence::new(count),
+            symmetry: Symmetry::of(&graph),
             graph,
         };
         for (node, data) in state.graph.nodes() {

@@ -84,14 +84,14 @@ fn transposed(x: &[f64], columns: usize) -> Vec<f64> {
     (0..columns).flat_map(|c| (0..rows).map(move |r| x[r * columns + c])).collect()
 }
 
-fn orthogonalized(u: &[f64], columns: usize) -> Vec<f64> {
+fn orthogonalized(u: &[f64], columns: usize, steps: usize) -> Vec<f64> {
     let rows = u.len() / columns;
     if rows > columns {
-        return transposed(&orthogonalized(&transposed(u, columns), rows), rows);
+        return transposed(&orthogonalized(&transposed(u, columns), rows, steps), rows);
     }
     let norm = u.iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-7);
     let mut x: Vec<f64> = u.iter().map(|x| x / norm).collect();
-    for _ in 0..5 {
+    for _ in 0..steps {
         let a = product(&x, &x, columns, rows, true);
         let aa = product(&a, &a, rows, rows, false);
         let b: Vec<f64> = a.iter().zip(&aa).map(|(a, aa)| -4.7750 * a + 2.0315 * aa).collect();
@@ -135,7 +135,7 @@ fn two_steps_of_muon_on_every_kind_of_matrix() {
                     let points = (0..layout.rows).flat_map(|r| (0..layout.columns).map(move |c| (r, c)));
                     let at: Vec<usize> = points.map(|(r, c)| start + layout.index(matrix, r, c)).collect();
                     let u = |i: &usize| if nesterov { 0.1 * g[*i] + 0.9 * buffer[*i] } else { buffer[*i] };
-                    let o = orthogonalized(&at.iter().map(u).collect::<Vec<f64>>(), layout.columns);
+                    let o = orthogonalized(&at.iter().map(u).collect::<Vec<f64>>(), layout.columns, 5);
                     for (i, o) in at.iter().zip(o) {
                         weights[*i] = weights[*i] * (1.0 - 0.02 * 0.1) - factor * o;
                     }
@@ -144,6 +144,64 @@ fn two_steps_of_muon_on_every_kind_of_matrix() {
         }
         assert_close(&parameters.values[..elements], &weights, 1e-5);
         assert_close(&parameters.first[..elements], &buffer, 1e-6);
+    }
+}
+
+/// A [`ROWS`, `COLUMNS`] matrix whose singular values are those given, and then 0: a sum of products of columns of two cosine transforms, which are
+/// orthonormal.
+fn with_singular_values(values: &[f64]) -> Vec<f32> {
+    let basis = |size: usize, vector: usize, i: usize| {
+        let scale = if vector == 0 { 1.0 } else { 2.0f64.sqrt() } / (size as f64).sqrt();
+        scale * (std::f64::consts::PI * (i as f64 + 0.5) * vector as f64 / size as f64).cos()
+    };
+    let element = |r, c| {
+        let terms = values.iter().enumerate();
+        terms.map(|(k, value)| value * basis(ROWS, k, r) * basis(COLUMNS, k, c)).sum::<f64>() as f32
+    };
+    (0..ROWS).flat_map(|r| (0..COLUMNS).map(move |c| element(r, c))).collect()
+}
+
+const ROWS: usize = 48;
+const COLUMNS: usize = 80;
+
+/// The table of docs/training.md: errors of both forms of the iteration beside f64, over the largest element.
+#[test]
+fn forms_of_the_newton_schulz_iteration() {
+    let spread = |decades: f64| -> Vec<f64> {
+        (0..ROWS).map(|k| 10f64.powf(-decades * k as f64 / (ROWS - 1) as f64)).collect()
+    };
+    let one_large = |rest: f64| -> Vec<f64> { (0..ROWS).map(|k| if k == 0 { 1.0 } else { rest }).collect() };
+    let kinds = [
+        ("random numbers", numbers(ROWS * COLUMNS, 7)),
+        ("singular values 1 … 1e-2", with_singular_values(&spread(2.0))),
+        ("singular values 1 … 1e-6", with_singular_values(&spread(6.0))),
+        ("one of 1, others 1e-2", with_singular_values(&one_large(1e-2))),
+        ("one of 1, others 1e-3", with_singular_values(&one_large(1e-3))),
+        ("one of 1, others 1e-4", with_singular_values(&one_large(1e-4))),
+        ("rank 8", with_singular_values(&one_large(1.0)[..8])),
+        ("zeros", vec![0.0; ROWS * COLUMNS]),
+    ];
+    for (kind, gradient) in &kinds {
+        for ns_steps in [1, 5, 7] {
+            let wanted: Vec<f64> = gradient.iter().map(|g| f64::from(*g)).collect();
+            let wanted = orthogonalized(&wanted, COLUMNS, ns_steps);
+            let largest = wanted.iter().fold(1e-30f64, |largest, x| largest.max(x.abs()));
+            for (ns_form, limit) in [(NsForm::Direct, 2e-3), (NsForm::Gram, 4e-3)] {
+                let (adjust_lr, nesterov) = (AdjustLr::Original, false);
+                let numbers = Muon { lr: 1.0, weight_decay: 0.0, momentum: 0.0, ..Muon::default() };
+                let muon = Muon { nesterov, adjust_lr, ns_steps, ns_form, ..numbers };
+                let groups = [group("*", Optimizer::Muon(muon))];
+                let (mut parameters, mut optimizers) = made(&groups, &[("w", &[ROWS, COLUMNS])]);
+                parameters.values.fill(0.0);
+                parameters.gradients[..gradient.len()].copy_from_slice(gradient);
+                optimizers.update(&mut parameters, &groups, 1, 1.0, 1.0).unwrap();
+                let differences =
+                    parameters.values.iter().zip(&wanted).map(|(w, o)| (f64::from(-w) - o).abs());
+                let error = differences.fold(0.0, f64::max) / largest;
+                println!("{kind}, {ns_steps} steps, {ns_form:?}: {error:.1e}");
+                assert!(error <= limit, "{kind}, {ns_steps} steps, {ns_form:?}: {error:e}");
+            }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::error::RecipeError;
 use super::reader::Table;
 use super::sections::POSITIVE;
-use crate::groups::{AdamW, AdjustLr, Group, Halves, Muon, Optimizer};
+use crate::groups::{AdamW, AdjustLr, Group, Halves, Muon, NsForm, Optimizer};
 
 /// Muon for attention and feed-forward matrices, AdamW for the rest. Modulation is left to AdamW on purpose: its matrices scale whole
 /// residual branches by the timestep.
@@ -28,7 +28,7 @@ const UNDECAYED_WEIGHTS: &[&str] = &[
 ];
 
 const COMMON_KEYS: &[&str] = &["params", "optimizer", "lr", "weight_decay"];
-const MUON_KEYS: &[&str] = &["momentum", "nesterov", "ns_steps", "adjust_lr", "halves"];
+const MUON_KEYS: &[&str] = &["momentum", "nesterov", "ns_steps", "ns_form", "adjust_lr", "halves"];
 const ADAMW_KEYS: &[&str] = &["betas", "eps"];
 
 /// The recipe's groups, then the default ones.
@@ -81,6 +81,9 @@ fn muon_of(table: &Table<'_>) -> Result<Muon, RecipeError> {
         ns_steps: table
             .get("ns_steps")
             .map_or(Ok(usual.ns_steps), |value| Ok(value.integer(1..=100)? as usize))?,
+        ns_form: table.get("ns_form").map_or(Ok(usual.ns_form), |value| {
+            value.choice(&[("gram", NsForm::Gram), ("direct", NsForm::Direct)])
+        })?,
         adjust_lr: table.get("adjust_lr").map_or(Ok(usual.adjust_lr), |value| {
             value.choice(&[("match_rms_adamw", AdjustLr::MatchRmsAdamW), ("original", AdjustLr::Original)])
         })?,

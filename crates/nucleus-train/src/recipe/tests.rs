@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::groups::{AdamW, AdjustLr, Halves, Muon, Optimizer, WeightInfo, assign};
+use crate::groups::{AdamW, AdjustLr, Halves, Muon, NsForm, Optimizer, WeightInfo, assign};
 
 /// A recipe with every key that goes together.
 const WHOLE: &str = r#"
@@ -40,6 +40,7 @@ weight_decay = 0
 momentum = 0.9
 nesterov = false
 ns_steps = 3
+ns_form = "direct"
 adjust_lr = "original"
 halves = "none"
 [[group]]
@@ -150,6 +151,7 @@ fn every_key_is_read() {
             momentum: 0.9,
             nesterov: false,
             ns_steps: 3,
+            ns_form: NsForm::Direct,
             adjust_lr: AdjustLr::Original,
             halves: Halves::None,
         })
