@@ -2,6 +2,7 @@
 
 mod attention;
 mod bind;
+mod check;
 pub(crate) mod compiled;
 mod contraction;
 mod error;
