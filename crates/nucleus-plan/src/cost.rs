@@ -147,6 +147,19 @@ pub fn stage_seconds(plan: &Plan, stage: Rate, bindings: &Bindings, machine: &Ma
     launches.filter_map(of).map(|prediction| prediction.seconds).sum()
 }
 
+/// A part of a contraction at given sizes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ProblemPart {
+    /// Columns of one segment.
+    pub columns: f64,
+    /// The number of segments.
+    pub segments: f64,
+    /// Columns of a group that no tile cuts.
+    pub group: f64,
+    /// Half of the product is enough.
+    pub symmetric: bool,
+}
+
 /// A contraction at given sizes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
@@ -154,8 +167,8 @@ pub struct Problem {
     pub batch: f64,
     /// Rows of one product.
     pub rows: f64,
-    /// For every part the columns of one segment, the number of segments, and the columns of a group that no tile cuts.
-    pub parts: Vec<(f64, f64, f64)>,
+    /// The right factors.
+    pub parts: Vec<ProblemPart>,
     /// The contracted extent.
     pub depth: f64,
     /// The element type of the factors.
@@ -174,9 +187,11 @@ impl Problem {
             parts: contraction
                 .parts
                 .iter()
-                .map(|part| {
-                    let group = f64::from(part.whole_groups(1));
-                    (part.columns.value(sizes) as f64, f64::from(part.segments), group)
+                .map(|part| ProblemPart {
+                    columns: part.columns.value(sizes) as f64,
+                    segments: f64::from(part.segments),
+                    group: f64::from(part.whole_groups(1)),
+                    symmetric: part.symmetric,
                 })
                 .collect(),
             depth: contraction.depth.value(sizes) as f64,
@@ -198,12 +213,16 @@ impl Problem {
         // A panel of narrower elements than micro-kernels read is widened once for every tile: read, written and read.
         let widening = if word > element { element + 2.0 * word } else { 0.0 };
         let (mut tiles, mut flops, mut widened, mut near, mut far) = (0.0, 0.0, 0.0, 0.0, 0.0);
-        for (part_columns, segments, group) in &self.parts {
+        for part in &self.parts {
+            let ProblemPart { columns: part_columns, segments, group, symmetric } = *part;
             let columns = (columns / group).ceil() * group;
             let count = self.batch * blocks * (part_columns / columns).ceil();
-            let tile_columns = micro(columns.min(*part_columns), machine.micro_columns) * segments;
+            let tile_columns = micro(columns.min(part_columns), machine.micro_columns) * segments;
             tiles += count;
-            flops += count * 2.0 * tile_rows * tile_columns * self.depth;
+            // Below the diagonal, and micro-kernels across it whole.
+            let half = 0.5 + 0.5 * (f64::from(machine.micro_columns) / part_columns).min(1.0);
+            let computed = if symmetric { half } else { 1.0 };
+            flops += computed * count * 2.0 * tile_rows * tile_columns * self.depth;
             widened += count * self.depth * tile_columns * widening;
             near += count * 2.0 * 4.0 * tile_rows * tile_columns * spills;
             far += count * self.depth * tile_rows * word;
@@ -363,6 +382,17 @@ mod tests {
         // One tile leaves a core idle, two do not.
         assert!((of(2) - of(1)).abs() < 1e-12);
         assert!((of(4) - 2.0 * of(2)).abs() < 1e-12);
+    }
+
+    #[test]
+    fn half_of_a_symmetric_product_takes_little_more_than_half_the_time() {
+        let machine = Machine::cpu();
+        let tile = Tile { rows: 96, columns: 256, depth: 256 };
+        let mut contraction = contraction(512, 512, 2048);
+        let whole = Problem::of(&contraction, &[]).seconds(tile, &machine);
+        contraction.parts[0].symmetric = true;
+        let half = Problem::of(&contraction, &[]).seconds(tile, &machine);
+        assert!((0.5..0.65).contains(&(half / whole)), "{half} of {whole}");
     }
 
     #[test]
