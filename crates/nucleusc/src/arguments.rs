@@ -333,6 +333,9 @@ pub struct TrainArguments {
     /// With --bench: print the time of every kind of kernel of forward and backward pass, measured and predicted
     #[arg(long, requires = "bench")]
     pub profile: bool,
+    /// With --bench: write the launches of forward and backward pass, with their mean times, in Chrome's trace format, for Perfetto
+    #[arg(long, value_name = "out.json", requires = "bench")]
+    pub trace: Option<PathBuf>,
     /// What computes
     #[arg(long, value_name = "BACKEND", default_value = "cpu")]
     pub backend: Processor,

@@ -36,12 +36,13 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<()> {
             Some(path) => TensorMap::read(path)?,
             None => inputs::random_inputs(session.signature(), dims)?,
         };
-        measurements.push(Measurement::take(&mut session, &inputs, dims, arguments.repeat)?);
-        if let (Some(path), true) = (&arguments.trace, measurements.len() == points.len()) {
+        let taken = Measurement::take(&mut session, &inputs, dims, arguments.repeat)?;
+        if let (Some(path), true) = (&arguments.trace, measurements.len() + 1 == points.len()) {
             let mut traced = Profile::default();
             session.run_profiled(&inputs, dims, Some(&mut traced))?;
-            profile::write_trace(path, session.plan(), &traced)?;
+            profile::write_trace(path, session.plan(), &traced, 1, &taken.bindings)?;
         }
+        measurements.push(taken);
     }
     let text = match (arguments.json, measurements.as_slice()) {
         (true, list) => as_json(&session, dtype, load, list, arguments.profile)?,

@@ -102,14 +102,21 @@ pub fn table(kinds: &[Kind]) -> String {
     text
 }
 
-/// Writes one run as a trace for `chrome://tracing` or Perfetto: one event per launch, one behind the other.
-pub fn write_trace(path: &Path, plan: &Plan, profile: &Profile) -> anyhow::Result<()> {
+/// Writes one run, the mean of `runs`, as a trace for `chrome://tracing` or Perfetto: one event per launch, one behind the other.
+pub fn write_trace(
+    path: &Path,
+    plan: &Plan,
+    profile: &Profile,
+    runs: usize,
+    bindings: &Bindings,
+) -> anyhow::Result<()> {
     let mut now = 0.0;
     let mut events = Vec::new();
     for (launch, seconds) in plan.launches.iter().zip(&profile.seconds) {
         if launch.stage == Rate::Model {
             continue;
         }
+        let seconds = seconds / runs as f64;
         let anchor = &plan.kernel(launch.kernel).anchor;
         let dtype = launch.operands.first().map_or(DType::F32, |operand| plan.buffer(*operand).dtype);
         events.push(json!({
@@ -120,7 +127,12 @@ pub fn write_trace(path: &Path, plan: &Plan, profile: &Profile) -> anyhow::Resul
             "dur": seconds * 1e6,
             "pid": 1,
             "tid": launch.stage.name(),
-            "args": { "kernel": format!("k{} {}", launch.kernel.0, anchor.name()), "operand": dtype.name() },
+            "args": {
+                "kernel": format!("k{} {}", launch.kernel.0, anchor.name()),
+                "operand": dtype.name(),
+                "flops": launch.flops.eval(bindings).ok(),
+                "bytes": launch.bytes.eval(bindings).ok(),
+            },
         }));
         now += seconds;
     }

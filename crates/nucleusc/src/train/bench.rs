@@ -1,6 +1,7 @@
 //! `nucleusc train --bench`: how long a step takes, its parts, and what the machine's limit would allow.
 
 use std::fmt::Write;
+use std::path::Path;
 use std::time::Instant;
 
 use nucleus_ir::{Bindings, Rate};
@@ -56,6 +57,11 @@ impl Launches {
         let Some(bindings) = &self.bindings else { return Vec::new() };
         profile::kinds(routine.plan(), &self.profile, self.runs, bindings, limit)
     }
+
+    fn trace(&self, path: &Path, routine: &Routine) -> anyhow::Result<()> {
+        let Some(bindings) = &self.bindings else { return Ok(()) };
+        profile::write_trace(path, routine.plan(), &self.profile, self.runs, bindings)
+    }
 }
 
 /// Times steps and prints what they took.
@@ -77,7 +83,7 @@ pub(super) fn bench(
         let limits = engine.routine().map(Routine::limits).transpose()?;
         let mut parts = Parts { limit: limits.map_or(0.0, |limits| limits.flops), ..Parts::default() };
         // Events between the launches of a GPU keep them from running as one graph.
-        let with_profile = arguments.profile || engine.gpu().is_none();
+        let with_profile = arguments.profile || arguments.trace.is_some() || engine.gpu().is_none();
         engine.begin_step()?;
         for microbatch in 0..at.stage.accumulate as u64 {
             let batch = source.batch(&Place::of(&recipe.stages, at.step_in_stage + 1, microbatch))?;
@@ -118,6 +124,9 @@ pub(super) fn bench(
         Some(routine) if arguments.profile => launches.kinds(routine, limit),
         _ => Vec::new(),
     };
+    if let (Some(path), Some(routine)) = (&arguments.trace, engine.routine()) {
+        launches.trace(path, routine)?;
+    }
     let (parameters, arenas) = engine.memory();
     if arguments.json {
         let mut value = json!({
