@@ -46,6 +46,13 @@ struct Site {
     in_rows: bool,
 }
 
+/// How to compute a value from stored ones.
+struct Cheap {
+    sources: Vec<Value>,
+    /// The value, and what is computed on the way.
+    computed: Vec<Value>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kernel {
     Group(usize),
@@ -103,41 +110,97 @@ impl State {
         Ok(())
     }
 
-    /// Does not store what one cheap operation makes of one value that is stored beside it: readers of the former load the latter and
-    /// compute it again, which saves a store and the memory.
+    /// Does not store what few cheap operations make of values that are stored too: readers of the former load the latter, of which they have
+    /// all but one at hand, and compute it again. That saves a store and the memory.
     fn leave_to_readers(&mut self) {
         let mut pinned = vec![false; self.graph.value_count()];
         for value in self.graph.values().map(|(value, _)| value).rev().collect::<Vec<_>>() {
             let Some(id) = self.owner[value.index()] else { continue };
-            let Some(source) = self.cheap_source(value).filter(|_| !pinned[value.index()]) else { continue };
-            pinned[source.index()] = true;
+            let Some(cheap) = self.cheap(value).filter(|_| !pinned[value.index()]) else { continue };
+            for source in &cheap.sources {
+                pinned[source.index()] = true;
+            }
             self.stored[value.index()] = false;
-            self.owner[value.index()] = None;
-            let group = &mut self.groups[id];
-            group.owned.retain(|owned| *owned != value);
-            group.inside.insert(value);
+            for value in cheap.computed {
+                if self.owner[value.index()] == Some(id) {
+                    self.owner[value.index()] = None;
+                    let group = &mut self.groups[id];
+                    group.owned.retain(|owned| *owned != value);
+                    group.inside.insert(value);
+                }
+            }
         }
     }
 
-    /// The one stored value that `value`, which a kernel stores too, is made of, if readers may as well compute it.
-    fn cheap_source(&self, value: Value) -> Option<Value> {
+    /// How readers may compute `value`, which a kernel stores, if they may as well.
+    fn cheap(&self, value: Value) -> Option<Cheap> {
         let index = value.index();
-        let (_, data) = self.def(value)?;
-        let cheap = data.op.scalar().filter(|op| !matches!(op, ScalarOp::Cast(_))).map(cost_of) == Some(1);
-        if !cheap || !self.stored[index] || self.is_output[index] || self.output[index].is_some() {
+        if !self.stored[index] || self.is_output[index] || self.output[index].is_some() {
             return None;
         }
-        let mut sources = data.operands.iter().filter(|operand| !self.is_uniform(**operand));
-        let source = *sources.next()?;
-        let alike = self.graph.ty(source) == self.graph.ty(value) && self.rate(source) == self.rate(value);
-        if sources.any(|other| *other != source) || !self.stored[source.index()] || !alike {
-            return None;
-        }
+        let cheap = self.cheap_operations(value)?;
         let mut sites = Vec::new();
         self.sites(value, false, &mut sites);
         let light =
             |site: &Site| site.need == Need::Function && site.rate == self.rate(value) && !site.repeats;
-        sites.iter().all(light).then_some(source)
+        if !sites.iter().all(light) {
+            return None;
+        }
+        let mut missing = vec![0; sites.len()];
+        for source in &cheap.sources {
+            let mut readers = Vec::new();
+            self.sites(*source, false, &mut readers);
+            let reads = |site: &Site| readers.iter().any(|reader| reader.kernel == site.kernel);
+            for (missing, site) in missing.iter_mut().zip(&sites) {
+                *missing += usize::from(!reads(site));
+            }
+        }
+        missing.iter().all(|missing| *missing <= 1).then_some(cheap)
+    }
+
+    /// The operations that make `value` of stored values, if they are few and cheap, and those values as large and as often computed.
+    fn cheap_operations(&self, value: Value) -> Option<Cheap> {
+        let mut cheap = Cheap { sources: Vec::new(), computed: vec![value] };
+        let mut next = 0;
+        while let Some(value) = cheap.computed.get(next).copied() {
+            next += 1;
+            let (_, data) = self.def(value)?;
+            let op = data.op.scalar().filter(|op| !matches!(op, ScalarOp::Cast(_)))?;
+            if cost_of(op) > 1 || next > CHEAP as usize {
+                return None;
+            }
+            for operand in data.operands.iter().filter(|operand| !self.is_uniform(**operand)) {
+                let source = self.viewed(*operand);
+                let alike = self.graph.ty(*operand) == self.graph.ty(value)
+                    && self.rate(source) == self.rate(value);
+                if !alike {
+                    return None;
+                }
+                let list = match self.stored[source.index()] {
+                    true => &mut cheap.sources,
+                    false if source == *operand => &mut cheap.computed,
+                    false => return None,
+                };
+                if !list.contains(&source) {
+                    list.push(source);
+                }
+            }
+        }
+        Some(cheap)
+    }
+
+    /// The stored value of which `value` is a slice or another shape, if there is one, else `value`.
+    fn viewed(&self, value: Value) -> Value {
+        let mut source = value;
+        while !self.stored[source.index()] {
+            match self.def(source) {
+                Some((_, data)) if matches!(data.op, Op::Reshape { .. } | Op::Slice { .. }) => {
+                    source = data.operands[0];
+                }
+                _ => return value,
+            }
+        }
+        source
     }
 
     /// True for a constant, repeated or not.
