@@ -34,6 +34,14 @@ pub enum CheckpointError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// No weights are given to a model that has some.
+    #[error(
+        "the model has weights, such as `{weight}`: give a diffusers folder or a safetensors file, for example `--weights DIR`, or `random`"
+    )]
+    NotGiven {
+        /// One of the weights.
+        weight: String,
+    },
     /// A folder without weights.
     #[error(
         "folder `{}` holds no weights: expected `diffusion_pytorch_model.safetensors`, `diffusion_pytorch_model.safetensors.index.json` with its shards, another `.safetensors` file, or a subfolder `transformer`",

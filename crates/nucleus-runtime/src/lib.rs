@@ -35,4 +35,4 @@ pub use session::{MemoryUse, Prompt, Session, SessionError, SessionOptions};
 pub use sizes::SizeError;
 pub use tensor::{HostTensor, TensorError};
 pub use tensor_map::{TensorFileError, TensorMap};
-pub use weights::{WeightError, WeightSource, WeightSpec};
+pub use weights::{NoWeights, WeightError, WeightSource, WeightSpec};

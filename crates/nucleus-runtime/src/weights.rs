@@ -152,6 +152,27 @@ pub trait WeightSource: Send + Sync {
     fn release(&self, _name: &str) {}
 }
 
+/// The source of a model without weights.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoWeights;
+
+impl WeightSource for NoWeights {
+    fn check(&self, needed: &[WeightSpec], _extras: Extras) -> Result<(), CheckpointError> {
+        match needed.first() {
+            Some(weight) => Err(CheckpointError::NotGiven { weight: weight.name.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    fn load(&self, weight: &WeightSpec, _threads: usize) -> Result<HostTensor, WeightError> {
+        Err(WeightError::Missing { name: weight.name.clone() })
+    }
+
+    fn load_scaled(&self, weight: &WeightSpec, _threads: usize) -> Result<Scaled, WeightError> {
+        Err(WeightError::Missing { name: weight.name.clone() })
+    }
+}
+
 impl WeightSource for Checkpoint {
     /// A quantised weight may be stored as `i8` with its scales, or as floats without; all others as any float.
     fn check(&self, needed: &[WeightSpec], extras: Extras) -> Result<(), CheckpointError> {

@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
-use anyhow::Context;
 use nucleus_ir::DType;
 use nucleus_passes::CompileOptions;
 use nucleus_passes::quantize::Quantize;
-use nucleus_runtime::{Artifact, Checkpoint, Compiled, Model, RandomWeights, WeightSource};
+use nucleus_runtime::{Artifact, Checkpoint, Compiled, Model, NoWeights, RandomWeights, WeightSource};
 
 use crate::arguments::{ConfigArguments, Quantization, SessionArguments, WeightsFrom};
 use crate::report;
@@ -86,27 +85,24 @@ pub fn open(arguments: &SessionArguments) -> anyhow::Result<Source> {
             arguments.model.display()
         );
         let quantization = quantised.then_some(Quantization::Int8);
-        let weights = boxed(given.or(inside), random).with_context(|| {
-            format!("`{}` holds no weights: give them with --weights DIR", arguments.model.display())
-        })?;
+        let weights = boxed(given.or(inside), random);
         let options = options(dtype, quantization);
         return Ok(Source { model, compiled: Some(compiled), weights, options });
     }
     let model = model(&arguments.model, &arguments.config, given.as_ref())?;
     let default = if random.is_some() { DType::Bf16 } else { default_dtype(given.as_ref()) };
     let dtype = arguments.dtype.map_or(default, DType::from);
-    let weights = boxed(given, random)
-        .context("the model needs weights: give a diffusers folder with --weights DIR, or `random`")?;
+    let weights = boxed(given, random);
     let options = options(dtype, arguments.quantize);
     Ok(Source { model, compiled: None, weights, options })
 }
 
-/// Random weights where they are asked for, else those of the checkpoint.
-fn boxed(checkpoint: Option<Checkpoint>, random: Option<RandomWeights>) -> Option<Box<dyn WeightSource>> {
+/// Random weights where they are asked for, else those of the checkpoint. That neither is given is an error for models that have weights.
+fn boxed(checkpoint: Option<Checkpoint>, random: Option<RandomWeights>) -> Box<dyn WeightSource> {
     match (random, checkpoint) {
-        (Some(random), _) => Some(Box::new(random)),
-        (None, Some(checkpoint)) => Some(Box::new(checkpoint)),
-        (None, None) => None,
+        (Some(random), _) => Box::new(random),
+        (None, Some(checkpoint)) => Box::new(checkpoint),
+        (None, None) => Box::new(NoWeights),
     }
 }
 

@@ -230,6 +230,7 @@ fn mistakes_are_named_with_the_way_out() {
         assert!(!out.exists(), "{extra:?} leaves no output");
     }
     let missing = run_case(&case, &model(), None, &[], &out);
+    assert_eq!(missing.status.code(), Some(1));
     assert!(stderr(&missing).contains("--weights"), "{}", stderr(&missing));
     assert!(fails(["check", "no-such-file.ir"]).contains("no-such-file.ir"));
     assert!(fails(["check"]).contains("Usage"));
@@ -380,4 +381,28 @@ fn random_weights_need_no_file() {
     let float = y("float", "random:1", &["--dtype", "f32"]);
     assert!(relative_error(&y("int8", "random:1", &["--dtype", "f32", "--quantize", "int8"]), &float) < 1e-5);
     assert!(relative_error(&y("other", "random:2", &["--dtype", "f32"]), &float) > 0.1);
+}
+
+#[test]
+fn weights_are_asked_for_where_a_model_has_some() {
+    let folder = scratch();
+    let plain = folder.path().join("plain.ir");
+    std::fs::write(&plain, "entry double(x: [4] per step) -> (y: [4]) { x + x }").expect("written");
+    assert!(succeeds(["bench", text(&plain), "--repeat", "1"]).contains("double in f32"));
+    let linear = folder.path().join("linear.ir");
+    let model = "use std { linear };\nentry layer(x: [2, 4] per step) -> (y: [2, 3]) { linear(x, \"layer\", out = 3, bias = false) }";
+    std::fs::write(&linear, model).expect("written");
+    let message = fails(["bench", text(&linear)]);
+    assert!(message.contains("has weights, such as `layer.weight`"), "{message}");
+}
+
+#[test]
+fn a_session_does_not_run_what_trains() {
+    let folder = scratch();
+    let (model, artifact) = (folder.path().join("loss.ir"), folder.path().join("loss.nuc"));
+    let loss = "use std { linear };\nentry loss(x: [4] per step) -> (loss: []) {\n    reduce_sum(reshape(linear(reshape(x, [1, 4]), \"layer\", out = 3, bias = false), [3]), axis = 0)\n}";
+    std::fs::write(&model, loss).expect("written");
+    succeeds(["compile", text(&model), "--dtype", "f32", "--gradients", "-o", text(&artifact)]);
+    let message = fails(["bench", text(&artifact), "--weights", "random"]);
+    assert!(message.contains("weight `layer.weight` is under training"), "{message}");
 }

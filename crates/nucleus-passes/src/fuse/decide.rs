@@ -171,8 +171,8 @@ impl State {
             }
             for operand in data.operands.iter().filter(|operand| !self.is_uniform(**operand)) {
                 let source = self.viewed(*operand);
-                let alike = self.graph.ty(*operand) == self.graph.ty(value)
-                    && self.rate(source) == self.rate(value);
+                let alike =
+                    self.graph.ty(*operand) == self.graph.ty(value) && self.rate(source) == self.rate(value);
                 if !alike {
                     return None;
                 }

@@ -10,7 +10,7 @@ use nucleus_cpu::buffer::OutOfMemory;
 use nucleus_cpu::{CompileError, ExecuteError};
 use nucleus_cuda::{CudaBindError, CudaError, LoadError, RunError};
 use nucleus_ir::{Bindings, Rate};
-use nucleus_plan::{BindError, Plan, Profile};
+use nucleus_plan::{BindError, Place, Plan, Profile};
 use thiserror::Error;
 
 use crate::checkpoint::{CheckpointError, Extras};
@@ -54,6 +54,15 @@ pub enum SessionError {
     /// A weight could not be given.
     #[error(transparent)]
     Weight(#[from] WeightError),
+    /// The plan has weights that change from run to run.
+    #[error(
+        "weight `{name}` is under training in this plan, which computes gradients or updates: a session runs plans whose weights stay \
+        as they are; compile the model without gradients"
+    )]
+    Training {
+        /// One of those weights.
+        name: String,
+    },
     /// The plan could not be compiled for this machine.
     #[error(transparent)]
     Compile(#[from] CompileError),
@@ -167,7 +176,7 @@ impl Session {
     /// Compiles a plan and puts its weights in place.
     ///
     /// # Errors
-    /// The weights do not fit the plan, or the machine cannot run it.
+    /// The weights do not fit the plan, some of them are under training, or the machine cannot run it.
     pub fn new(
         plan: Plan,
         weights: impl WeightSource + 'static,
@@ -187,6 +196,13 @@ impl Session {
         options: &SessionOptions,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Session, SessionError> {
+        let state = plan.buffers.iter().find_map(|buffer| match &buffer.place {
+            Place::State(name) => Some(name.clone()),
+            _ => None,
+        });
+        if let Some(name) = state {
+            return Err(SessionError::Training { name });
+        }
         let specs = WeightSpec::list(plan.weights.iter().map(|(name, ty)| (name.as_str(), ty)));
         weights.check(&specs, options.extras)?;
         let signature = Signature::from(&plan);
