@@ -70,15 +70,15 @@ class Row:
     flops: float | None = None
 
 
-def bench_nucleusc(arguments: argparse.Namespace, recipe: Path) -> tuple[StepTime, float, float]:
-    """The medians of `repeat` steps of nucleusc in a process of its own; the FLOPs of its forward and backward pass; the
+def bench_nucleusc(arguments: argparse.Namespace, recipe: Path) -> tuple[list[StepTime], float, float]:
+    """`repeat` steps of nucleusc in a process of its own; the FLOPs of its forward and backward pass; the
     fraction of what the machine's multiply-adds reach that these are."""
     from mid_size_model import StepTime
 
     line = [arguments.nucleusc, "train", recipe, "--bench", str(arguments.repeat), "--json"]
     output = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True).stdout
     report = json.loads(output)
-    measured = StepTime(report["forward_backward_seconds"], report["optimizer_seconds"])
+    measured = [StepTime(step["forward_backward_seconds"], step["optimizer_seconds"]) for step in report["steps"]]
     return measured, report["flops"], report["fraction_of_limit"]
 
 
@@ -152,9 +152,9 @@ def main() -> int:
                 say(f"torch.compile {label}: {row.compiled[-1].step:.2f} s")
             if with_nucleus:
                 measured, row.flops, fraction = bench_nucleusc(arguments, recipe)
-                row.nucleus.append(measured)
+                row.nucleus += measured
                 row.fractions.append(fraction)
-                say(f"nucleusc {label}: {measured.step:.2f} s")
+                say(f"nucleusc {label}: {measured[-1].step:.2f} s")
         if trainer is not None:
             trainer.close()
     text = table(rows, arguments)

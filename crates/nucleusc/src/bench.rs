@@ -1,7 +1,7 @@
 //! `nucleusc bench`: the time of an entry, whole runs one after the other, and of steps with a prepared prompt.
 
 mod inputs;
-mod measure;
+pub(crate) mod measure;
 pub(crate) mod profile;
 
 use std::fmt::Write;

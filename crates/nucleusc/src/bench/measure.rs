@@ -161,7 +161,7 @@ pub fn points(
 }
 
 /// The middle value, or the mean of the two middle ones; 0 of none.
-fn median(values: &[f64]) -> f64 {
+pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;

@@ -12,9 +12,10 @@ use nucleus_train::engine::Engine;
 use nucleus_train::graph_engine::GraphEngine;
 use nucleus_train::recipe::Recipe;
 use nucleus_train::trainer::clip_scale;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::arguments::TrainArguments;
+use crate::bench::measure::median;
 use crate::bench::profile::{self, Kind};
 use crate::report;
 
@@ -29,6 +30,12 @@ struct Parts {
     flops: f64,
     /// FLOP/s of multiply-adds in registers on the same threads, measured before the step.
     limit: f64,
+}
+
+impl Parts {
+    fn json(&self) -> Value {
+        json!({ "forward_backward_seconds": self.loss, "optimizer_seconds": self.optimizer })
+    }
 }
 
 /// The launches of equal microbatches, summed.
@@ -111,11 +118,7 @@ pub(super) fn bench(
             steps.push(parts);
         }
     }
-    let median = |of: fn(&Parts) -> f64| {
-        let mut list: Vec<f64> = steps.iter().map(of).collect();
-        list.sort_by(f64::total_cmp);
-        list[list.len() / 2]
-    };
+    let median = |of: fn(&Parts) -> f64| median(&steps.iter().map(of).collect::<Vec<f64>>());
     let (loss, optimizer) = (median(|parts| parts.loss), median(|parts| parts.optimizer));
     let step = median(|parts| parts.loss + parts.optimizer);
     let (flops, limit) = (median(|parts| parts.flops), median(|parts| parts.limit));
@@ -140,6 +143,7 @@ pub(super) fn bench(
             "parameter_bytes": parameters,
             "arena_bytes": arenas,
             "repeat": repeat,
+            "steps": steps.iter().map(Parts::json).collect::<Vec<Value>>(),
         });
         if arguments.profile {
             value["profile"] = kinds.iter().map(Kind::json).collect();
