@@ -56,8 +56,6 @@ struct Job<'a> {
     panels: usize,
     /// Strips of the block that others compute: those above the job's columns, in a symmetric product.
     skipped: usize,
-    /// Strips of which others compute the right half of each panel, or all of it.
-    halved: usize,
 }
 
 /// What a job multiplies at a time.
@@ -157,14 +155,12 @@ impl Round<'_> {
         let block = &self.blocks[block];
         // A block may go on in the next product, if both share a right operand.
         let alone = block.product_row + block.rows() <= self.run.problem.products[block.product].rows;
-        // Symmetric products have jobs of one panel.
-        let (skipped, halved) = if self.run.problem.parts[part].symmetric && alone {
-            let col = first_panel * layout.panel_cols;
-            (strips_above(block, col), strips_above(block, col + layout.panel_cols / 2))
+        let skipped = if self.run.problem.parts[part].symmetric && alone {
+            strips_above(block, first_panel * layout.panel_cols)
         } else {
-            (0, 0)
+            0
         };
-        Job { block, part, first_panel, panels, skipped, halved }
+        Job { block, part, first_panel, panels, skipped }
     }
 
     fn steps(&self, job: &Job) -> Steps<'_> {
@@ -224,28 +220,22 @@ impl Round<'_> {
         }
     }
 
-    /// Finishes a tile of a symmetric product, one panel wide. Each half of its columns has the rows from its first column on, and those behind
-    /// its last column once more, as columns. So every element is finished once, and which is copied from which depends on neither tiles nor
-    /// blocks.
+    /// Finishes a tile of a symmetric product: its rows from the first of its columns on, and those behind the last of its columns once
+    /// more, as columns. So every element is finished once, whatever the tiles.
     unsafe fn finish_mirrored(&self, part: usize, tile: &Tile, worker: &mut Worker) {
-        let half = (self.run.parts[part].layout.panel_cols / 2).min(tile.cols);
-        let (middle, right) = (tile.col + half, tile.col + tile.cols);
+        let (first, end) = (tile.row.max(tile.col), tile.row + tile.rows);
+        let below = tile.row.max(tile.col + tile.cols);
         let row_at = |row: usize| tile.acc.wrapping_add((row - tile.row) * tile.row_stride);
-        let within = |first: usize, end: usize| {
-            let first = tile.row.max(first);
-            (first < end.min(tile.row + tile.rows)).then(|| first..end.min(tile.row + tile.rows))
-        };
-        // Before the epilogue, which may overwrite sums.
-        for (rows, cols) in [(within(middle, right), half), (within(right, usize::MAX), tile.cols)] {
-            let Some(rows) = rows else { continue };
-            let stride = rows.len().next_multiple_of(MIRROR_LANES);
-            let mirror = worker.scratch(MIRROR_SLOT, 4 * stride * cols).cast::<f32>();
+        if below < end {
+            let stride = (end - below).next_multiple_of(MIRROR_LANES);
+            // Before the epilogue, which may overwrite sums.
+            let mirror = worker.scratch(MIRROR_SLOT, 4 * stride * tile.cols).cast::<f32>();
             // SAFETY: the source lies within the tile, the destination within the scratch.
             unsafe {
                 (self.run.kernels.transpose_f32)(&CopyArgs {
-                    rows: rows.len(),
-                    cols,
-                    source: row_at(rows.start).cast_const().cast(),
+                    rows: end - below,
+                    cols: tile.cols,
+                    source: row_at(below).cast_const().cast(),
                     source_stride: tile.row_stride,
                     destination: mirror,
                     destination_stride: stride,
@@ -254,9 +244,9 @@ impl Round<'_> {
                     part,
                     &Tile {
                         row: tile.col,
-                        rows: cols,
-                        col: rows.start,
-                        cols: rows.len(),
+                        rows: tile.cols,
+                        col: below,
+                        cols: end - below,
                         acc: mirror,
                         row_stride: stride,
                         segment_stride: 0,
@@ -265,13 +255,11 @@ impl Round<'_> {
                 );
             }
         }
-        for (rows, cols) in [(within(tile.col, middle), half), (within(middle, usize::MAX), tile.cols)] {
-            let Some(rows) = rows else { continue };
+        if first < end {
             // SAFETY: rows of the tile.
             unsafe {
-                let acc = row_at(rows.start);
-                self.finish(part, &Tile { row: rows.start, rows: rows.len(), cols, acc, ..*tile });
-            }
+                self.finish(part, &Tile { row: first, rows: end - first, acc: row_at(first), ..*tile })
+            };
         }
     }
 
@@ -386,11 +374,6 @@ impl Round<'_> {
                 true => part(4 * staged.stride, steps.segments * steps.panels, place),
                 false => 0..0,
             };
-            // The tiles of strips whose right half others compute.
-            let half_tiles = match std::ptr::eq(tiles, run.kernels.f32_tiles) {
-                true => run.kernels.f32_half_tiles,
-                false => tiles,
-            };
             let mut row = 0;
             let mut to = sums;
             for (strip, &rows) in strips.iter().enumerate() {
@@ -423,7 +406,6 @@ impl Round<'_> {
                         stride: (rows * a_share.len()).div_ceil(fetches),
                     }
                 };
-                let tiles = if strip < job.halved { half_tiles } else { tiles };
                 tiles[rows - 1](&TileArgs {
                     steps: words,
                     a: left.at,

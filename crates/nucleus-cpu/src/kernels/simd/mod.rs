@@ -134,8 +134,6 @@ pub(super) struct Kernels {
     pub(super) panel_cols: usize,
     /// Tile kernels for 1, 2, … rows over f32 words.
     pub(super) f32_tiles: &'static [TileFn],
-    /// The same for the first half of a panel's columns; the others are left alone.
-    pub(super) f32_half_tiles: &'static [TileFn],
     /// Tile kernels whose a is f32 words and whose b is bf16 pairs.
     pub(super) widening_tiles: &'static [TileFn],
     /// Tile kernels whose a is f32 words and whose b is i8.
@@ -238,12 +236,7 @@ macro_rules! kernel_table {
             #[target_feature(enable = $features)]
             unsafe fn f32_tile<const ROWS: usize>(args: &TileArgs) {
                 // SAFETY: passed on; this function is compiled for the features that the trait needs.
-                unsafe { tile::multiply::<$simd, ROWS, 2>(args) }
-            }
-            #[target_feature(enable = $features)]
-            unsafe fn f32_half_tile<const ROWS: usize>(args: &TileArgs) {
-                // SAFETY: passed on.
-                unsafe { tile::multiply::<$simd, ROWS, 1>(args) }
+                unsafe { tile::multiply::<$simd, ROWS>(args) }
             }
             #[target_feature(enable = $features)]
             unsafe fn widening_tile<const ROWS: usize>(args: &TileArgs) {
@@ -328,7 +321,6 @@ macro_rules! kernel_table {
             $crate::kernels::simd::Kernels {
                 panel_cols: 2 * <$simd as Simd>::LANES,
                 f32_tiles: &[$(f32_tile::<$rows>),*],
-                f32_half_tiles: &[$(f32_half_tile::<$rows>),*],
                 widening_tiles: &[$(widening_tile::<$rows>),*],
                 i8_tiles: &[$(i8_tile::<$rows>),*],
                 bf16_tiles: $bf16,
