@@ -56,7 +56,7 @@ pub struct Muon {
     pub nesterov: bool,
     /// Newton–Schulz steps.
     pub ns_steps: usize,
-    /// What those steps multiply.
+    /// What those steps multiply, and in which precision.
     pub ns_form: NsForm,
     /// How the step depends on the matrix's sizes.
     pub adjust_lr: AdjustLr,
@@ -79,13 +79,15 @@ impl Default for Muon {
     }
 }
 
-/// What the steps of the Newton–Schulz iteration multiply. Both forms are the same function of the matrix; they round differently.
+/// What the steps of the Newton–Schulz iteration multiply. All forms are the same function of the matrix; they round differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NsForm {
     /// The small Gram matrix XXᵀ of a matrix that is not a square: fewer operations, a digit less of precision.
     Gram,
     /// The matrix itself.
     Direct,
+    /// The matrix itself, factors of products rounded to bf16. Sums, and the matrix from step to step, are f32.
+    DirectBf16,
 }
 
 /// How Muon's step depends on the sizes of a matrix.

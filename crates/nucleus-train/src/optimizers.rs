@@ -266,10 +266,11 @@ impl MuonKey {
         MuonKey { count, rows, columns, halves, nesterov, ns_steps, ns_form, original }
     }
 
-    fn settings(&self) -> [(&'static str, String); 8] {
-        let form = match self.ns_form {
-            NsForm::Gram => "gram",
-            NsForm::Direct => "direct",
+    fn settings(&self) -> [(&'static str, String); 9] {
+        let (form, dtype) = match self.ns_form {
+            NsForm::Gram => ("gram", "f32"),
+            NsForm::Direct => ("direct", "f32"),
+            NsForm::DirectBf16 => ("direct", "bf16"),
         };
         let adjust = if self.original { "original" } else { "match_rms_adamw" };
         [
@@ -280,6 +281,7 @@ impl MuonKey {
             ("nesterov", self.nesterov.to_string()),
             ("ns_steps", self.ns_steps.to_string()),
             ("ns_form", form.to_owned()),
+            ("ns_dtype", dtype.to_owned()),
             ("adjust_lr", adjust.to_owned()),
         ]
     }
@@ -317,7 +319,7 @@ fn routine(
         for (key, value) in settings {
             model.set(&format!("{key}={value}"))?;
         }
-        // Small numbers count here: products are f32 whatever the model computes in.
+        // Small numbers count here: what a program does not itself round is f32, whatever the model computes in.
         model.compile_with(entry, &CompileOptions { dtype: DType::F32, ..CompileOptions::default() }, &mut ())
     };
     let plan = model().map_err(|source| OptimizerError::Model { name, source })?;

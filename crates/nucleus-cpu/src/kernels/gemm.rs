@@ -278,8 +278,8 @@ impl<'a> Run<'a> {
         let blocks = blocks(&runs, cut.rows, tiles.len());
         // Each block must lie in one product.
         let apart = runs.windows(2).all(|pair| pair[0].1 != pair[1].1);
-        let direct =
-            apart && problem.operand == Operand::F32 && problem.products.iter().all(reads_as_it_lies);
+        let reads = |product: &Product| reads_as_it_lies(product, problem.operand, staged.words, problem.k);
+        let direct = apart && problem.products.iter().all(reads);
         let mut jobs = 0;
         let parts = problem.parts.iter().map(|part| {
             let layout = PackedLayout::new(problem.isa, part.packing, problem.k, part.n);
@@ -308,14 +308,19 @@ impl<'a> Run<'a> {
     }
 }
 
-/// True if the left rows of a product are what the inner loop reads: `f32`, side by side in k, and one behind the other so that those of a
+/// True if the left rows of a product are what the inner loop reads: its words, side by side in k, and one row behind the other so that those of a
 /// tile do not all fall into one set of the first-level cache.
-fn reads_as_it_lies(product: &Product) -> bool {
-    let RowSource::Memory { element: Element::F32, row_stride, col_stride: 1, index: None, .. } = product.a
-    else {
+fn reads_as_it_lies(product: &Product, operand: Operand, words: Operand, k: usize) -> bool {
+    let RowSource::Memory { data, element, row_stride, col_stride: 1, index: None } = product.a else {
         return false;
     };
-    row_stride % SET_WORDS != 0 || product.rows <= 1
+    let row_words = match (element, operand, words) {
+        (Element::F32, Operand::F32, _) => row_stride,
+        // The last of an odd number would be paired with what lies behind it.
+        (Element::Bf16, Operand::Bf16, Operand::Bf16) if k % 2 == 0 && row_stride % 2 == 0 => row_stride / 2,
+        _ => return false,
+    };
+    data.addr() % size_of::<u32>() == 0 && (row_words % SET_WORDS != 0 || product.rows <= 1)
 }
 
 /// The greatest common divisor.

@@ -6,7 +6,7 @@
 
 use super::element::{Element, Operand, load_f32};
 use super::isa::Isa;
-use super::simd::{CopyArgs, Kernels, kernels};
+use super::simd::{CopyArgs, Kernels, PairArgs, kernels};
 use crate::threads::Threads;
 
 /// A strided matrix to be packed; strides are in elements.
@@ -231,6 +231,49 @@ impl Matrix {
         Self { data, ..*self }
     }
 
+    /// True for bf16 whose pairs of neighbouring rows can be moved as they are: as words of a column, or from two contiguous rows.
+    pub(super) fn has_bf16_pairs(&self) -> bool {
+        self.element == Element::Bf16
+            && (self.col_stride == 1 || self.row_stride == 1 && self.col_stride.is_multiple_of(2))
+    }
+
+    /// Copies a block of `rows` × `cols` as pairs of neighbouring rows, `stride` words from one row of pairs to the next. Behind an odd last row is a row of
+    /// zeros.
+    ///
+    /// # Safety
+    /// [`has_bf16_pairs`](Self::has_bf16_pairs); the matrix is readable over the block, and `destination` writable; `kernels` fits the machine.
+    pub(super) unsafe fn copy_pairs(
+        &self,
+        kernels: &Kernels,
+        (rows, cols): (usize, usize),
+        destination: *mut u32,
+        stride: usize,
+    ) {
+        // SAFETY: the block is the caller's promise.
+        unsafe {
+            if self.col_stride == 1 {
+                let (source, source_stride) = (self.data.cast(), self.row_stride);
+                let args = PairArgs { source, source_stride, rows, cols, destination, stride };
+                return (kernels.pair_rows)(&args);
+            }
+            (kernels.transpose_f32)(&CopyArgs {
+                source: self.data,
+                source_stride: self.col_stride / 2,
+                rows: cols,
+                cols: rows / 2,
+                destination: destination.cast(),
+                destination_stride: stride,
+            });
+            if rows % 2 == 1 {
+                let last = destination.add(rows / 2 * stride);
+                for col in 0..cols {
+                    let value = self.at(rows - 1, col).data.cast::<u16>().read_unaligned();
+                    last.add(col).write(u32::from(value));
+                }
+            }
+        }
+    }
+
     /// Copies a block of `rows` × `cols` as f32, `stride` from one row of the destination to the next.
     ///
     /// # Safety
@@ -325,6 +368,7 @@ pub(super) unsafe fn pack_tile(kernels: &Kernels, packing: Packing, tile: &Panel
                     (kernels.round)(destination.cast(), k * width);
                 }
             }
+            Packing::Bf16 if tile.source.has_bf16_pairs() => pack_pairs(kernels, tile, destination.cast()),
             Packing::Bf16 => {
                 let mut plain = [std::mem::MaybeUninit::<f32>::uninit(); TILE_DEPTH * MOST_COLS];
                 let plain = plain.as_mut_ptr().cast::<f32>();
@@ -335,6 +379,20 @@ pub(super) unsafe fn pack_tile(kernels: &Kernels, packing: Packing, tile: &Panel
                 (kernels.pair)(plain, k.div_ceil(2), width, destination.cast());
             }
             Packing::I8 => pack_bytes(tile, destination),
+        }
+    }
+}
+
+/// Part of a panel of pairs, from bf16 of which the pairs lie side by side, in one column or in two rows.
+unsafe fn pack_pairs(kernels: &Kernels, tile: &PanelTile, destination: *mut u32) {
+    let (source, width) = (&tile.source, tile.panel_cols);
+    // SAFETY: rows below `k` and columns below `cols`; an odd last row is paired with zeros.
+    unsafe {
+        source.copy_pairs(kernels, (tile.k, tile.cols), destination, width);
+        if tile.cols < width {
+            (0..tile.k.div_ceil(2)).for_each(|row| {
+                std::ptr::write_bytes(destination.add(row * width + tile.cols), 0, width - tile.cols);
+            });
         }
     }
 }

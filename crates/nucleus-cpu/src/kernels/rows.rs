@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::element::{Element, Operand, load_f32, store_f32};
 use super::pack::{Matrix, steps};
-use super::simd::Kernels;
+use super::simd::{CopyArgs, Kernels};
 use crate::threads::Worker;
 
 /// Where the rows of A come from.
@@ -181,6 +181,23 @@ impl StagedRows {
                     if rounds {
                         (0..count).for_each(|r| (kernels.round)(to.add(r * self.stride).cast(), range.len()));
                     }
+                    continue;
+                }
+                // A row of the product is a column of pairs.
+                let pairs = Matrix { row_stride: block.col_stride, col_stride: block.row_stride, ..source };
+                if pairs.has_bf16_pairs() {
+                    let stride = count.next_multiple_of(LINE_WORDS);
+                    let words = range.len().div_ceil(2);
+                    let paired = worker.scratch(FILL_SLOT, 4 * words * stride).cast::<u32>();
+                    pairs.copy_pairs(kernels, (range.len(), count), paired, stride);
+                    (kernels.transpose_f32)(&CopyArgs {
+                        source: paired.cast_const().cast(),
+                        source_stride: stride,
+                        rows: words,
+                        cols: count,
+                        destination: to.cast(),
+                        destination_stride: self.stride,
+                    });
                     continue;
                 }
                 let plain_stride = range.len().next_multiple_of(LINE_WORDS);

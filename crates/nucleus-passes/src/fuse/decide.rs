@@ -165,15 +165,16 @@ impl State {
         while let Some(value) = cheap.computed.get(next).copied() {
             next += 1;
             let (_, data) = self.def(value)?;
-            let op = data.op.scalar().filter(|op| !matches!(op, ScalarOp::Cast(_)))?;
-            if cost_of(op) > 1 || next > CHEAP as usize {
+            let op = data.op.scalar()?;
+            let widens = matches!(op, ScalarOp::Cast(_)) && self.widens(data);
+            if cost_of(op) > 1 || next > CHEAP as usize || matches!(op, ScalarOp::Cast(_)) && !widens {
                 return None;
             }
             for operand in data.operands.iter().filter(|operand| !self.is_uniform(**operand)) {
                 let source = self.viewed(*operand);
-                let alike =
-                    self.graph.ty(*operand) == self.graph.ty(value) && self.rate(source) == self.rate(value);
-                if !alike {
+                let (given, made) = (self.graph.ty(*operand), self.graph.ty(value));
+                let alike = given.shape == made.shape && (given.dtype == made.dtype || widens);
+                if !alike || self.rate(source) != self.rate(value) {
                     return None;
                 }
                 let list = match self.stored[source.index()] {
@@ -187,6 +188,12 @@ impl State {
             }
         }
         Some(cheap)
+    }
+
+    /// True for a cast of floats to a larger type: readers load less, and the same numbers.
+    fn widens(&self, data: &NodeData) -> bool {
+        let (from, to) = (self.graph.ty(data.operands[0]).dtype, self.graph.ty(data.results[0]).dtype);
+        from.is_float() && to == DType::F32 && from != to
     }
 
     /// The stored value of which `value` is a slice or another shape, if there is one, else `value`.

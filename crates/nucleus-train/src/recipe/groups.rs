@@ -1,5 +1,6 @@
 //! `[[group]]`: which optimiser moves which weight, and the groups that stand behind those of a recipe.
 
+use super::ComputeDType;
 use super::error::RecipeError;
 use super::reader::Table;
 use super::sections::POSITIVE;
@@ -28,22 +29,24 @@ const UNDECAYED_WEIGHTS: &[&str] = &[
 ];
 
 const COMMON_KEYS: &[&str] = &["params", "optimizer", "lr", "weight_decay"];
-const MUON_KEYS: &[&str] = &["momentum", "nesterov", "ns_steps", "ns_form", "adjust_lr", "halves"];
+const MUON_KEYS: &[&str] =
+    &["momentum", "nesterov", "ns_steps", "ns_form", "ns_dtype", "adjust_lr", "halves"];
 const ADAMW_KEYS: &[&str] = &["betas", "eps"];
 
-/// The recipe's groups, then the default ones.
-pub(super) fn groups<'a>(root: &'a Table<'a>) -> Result<Vec<Group>, RecipeError> {
+/// The recipe's groups, then the default ones, for a model that computes in `dtype`.
+pub(super) fn groups<'a>(root: &'a Table<'a>, dtype: ComputeDType) -> Result<Vec<Group>, RecipeError> {
     let tables = root.tables("group", "[[group]]")?;
-    let mut groups = tables.iter().map(group).collect::<Result<Vec<_>, _>>()?;
-    groups.extend(defaults());
+    let mut groups = tables.iter().map(|table| group(table, dtype)).collect::<Result<Vec<_>, _>>()?;
+    groups.extend(defaults(dtype));
     Ok(groups)
 }
 
 /// The groups of a recipe that names none.
-pub(super) fn defaults() -> [Group; 3] {
+pub(super) fn defaults(dtype: ComputeDType) -> [Group; 3] {
+    let muon = Muon { ns_form: usual_form(dtype), ..Muon::default() };
     let patterns = |list: &[&str]| list.iter().map(|pattern| (*pattern).to_owned()).collect();
     [
-        Group { params: patterns(MUON_WEIGHTS), optimizer: Optimizer::Muon(Muon::default()), default: true },
+        Group { params: patterns(MUON_WEIGHTS), optimizer: Optimizer::Muon(muon), default: true },
         Group {
             params: patterns(UNDECAYED_WEIGHTS),
             optimizer: Optimizer::AdamW(AdamW { weight_decay: 0.0, ..AdamW::default() }),
@@ -53,7 +56,15 @@ pub(super) fn defaults() -> [Group; 3] {
     ]
 }
 
-fn group(table: &Table<'_>) -> Result<Group, RecipeError> {
+/// How Newton–Schulz steps are taken where nothing says otherwise: the form that costs least in the type.
+fn usual_form(dtype: ComputeDType) -> NsForm {
+    match dtype {
+        ComputeDType::F32 => NsForm::Gram,
+        ComputeDType::Bf16 => NsForm::DirectBf16,
+    }
+}
+
+fn group(table: &Table<'_>, dtype: ComputeDType) -> Result<Group, RecipeError> {
     // The other keys depend on the optimiser.
     if table.get("optimizer").is_none() {
         table.only(&[COMMON_KEYS, MUON_KEYS, ADAMW_KEYS].concat())?;
@@ -65,11 +76,36 @@ fn group(table: &Table<'_>) -> Result<Group, RecipeError> {
     if params.is_empty() || params.iter().any(String::is_empty) {
         return Err(patterns.error(format!("`params` in {} has no pattern of weight names", table.name)));
     }
-    let optimizer = if muon { Optimizer::Muon(muon_of(table)?) } else { Optimizer::AdamW(adamw_of(table)?) };
+    let optimizer =
+        if muon { Optimizer::Muon(muon_of(table, dtype)?) } else { Optimizer::AdamW(adamw_of(table)?) };
     Ok(Group { params, optimizer, default: false })
 }
 
-fn muon_of(table: &Table<'_>) -> Result<Muon, RecipeError> {
+/// `ns_form` and `ns_dtype`. The type is that of the model, but f32 in the Gram form.
+fn ns_form_of(table: &Table<'_>, model: ComputeDType) -> Result<NsForm, RecipeError> {
+    let gram =
+        table.get("ns_form").map(|value| value.choice(&[("gram", true), ("direct", false)])).transpose()?;
+    let dtype = match table.get("ns_dtype") {
+        Some(value) => {
+            let dtype = value.choice(&[("f32", ComputeDType::F32), ("bf16", ComputeDType::Bf16)])?;
+            if gram == Some(true) && dtype == ComputeDType::Bf16 {
+                return Err(value.error(format!(
+                    "`ns_form = \"gram\"` in {} needs `ns_dtype = \"f32\"`, because what bf16 rounds away grows too fast in it; `ns_form = \"direct\"` takes bf16",
+                    table.name
+                )));
+            }
+            dtype
+        }
+        None => model,
+    };
+    Ok(match (gram, dtype) {
+        (Some(true), _) => NsForm::Gram,
+        (Some(false), ComputeDType::F32) => NsForm::Direct,
+        (None | Some(false), dtype) => usual_form(dtype),
+    })
+}
+
+fn muon_of(table: &Table<'_>, dtype: ComputeDType) -> Result<Muon, RecipeError> {
     let usual = Muon::default();
     Ok(Muon {
         lr: table.get("lr").map_or(Ok(usual.lr), |value| value.number(0.0..))?,
@@ -81,9 +117,7 @@ fn muon_of(table: &Table<'_>) -> Result<Muon, RecipeError> {
         ns_steps: table
             .get("ns_steps")
             .map_or(Ok(usual.ns_steps), |value| Ok(value.integer(1..=100)? as usize))?,
-        ns_form: table.get("ns_form").map_or(Ok(usual.ns_form), |value| {
-            value.choice(&[("gram", NsForm::Gram), ("direct", NsForm::Direct)])
-        })?,
+        ns_form: ns_form_of(table, dtype)?,
         adjust_lr: table.get("adjust_lr").map_or(Ok(usual.adjust_lr), |value| {
             value.choice(&[("match_rms_adamw", AdjustLr::MatchRmsAdamW), ("original", AdjustLr::Original)])
         })?,

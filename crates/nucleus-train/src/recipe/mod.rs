@@ -225,7 +225,7 @@ impl Recipe {
         let (data, batch) = sections::data(&root.table("data", sections::DATA_KEYS)?)?;
         let objective = sections::objective(&root.table("objective", sections::OBJECTIVE_KEYS)?)?;
         let schedule = sections::schedule(&root.table("schedule", sections::SCHEDULE_KEYS)?)?;
-        let groups = groups::groups(&root)?;
+        let groups = groups::groups(&root, model.dtype)?;
         let (run, steps, accumulate) = sections::run(&root.table("run", sections::RUN_KEYS)?)?;
         let stages = stages::stages(&root, &data, steps, batch, accumulate)?;
         let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();

@@ -41,6 +41,7 @@ momentum = 0.9
 nesterov = false
 ns_steps = 3
 ns_form = "direct"
+ns_dtype = "f32"
 adjust_lr = "original"
 halves = "none"
 [[group]]
@@ -336,6 +337,40 @@ fn stages_add_up() {
 }
 
 #[test]
+fn newton_schulz_steps_compute_in_the_type_of_the_model_unless_a_group_says_otherwise() {
+    let form = |dtype: &str, keys: &str| {
+        let group = format!("[[group]]\nparams = [\"a\"]\noptimizer = \"muon\"\n{keys}[run]");
+        let text = LEAST.replace("[data]", &format!("dtype = \"{dtype}\"\n[data]")).replace("[run]", &group);
+        let of = |group: &Group| match group.optimizer {
+            Optimizer::Muon(muon) => muon.ns_form,
+            Optimizer::AdamW(_) => unreachable!("the first groups are Muon's"),
+        };
+        // Behind the recipe's own group stands the default one of Muon.
+        parse(&text).map(|recipe| (of(&recipe.groups[0]), of(&recipe.groups[1])))
+    };
+    let (gram, direct) = ("ns_form = \"gram\"\n", "ns_form = \"direct\"\n");
+    let (f32, bf16) = ("ns_dtype = \"f32\"\n", "ns_dtype = \"bf16\"\n");
+    for (dtype, usual) in [("f32", NsForm::Gram), ("bf16", NsForm::DirectBf16)] {
+        let own = |keys: &str| {
+            let (own, default) = form(dtype, keys).unwrap();
+            assert_eq!(default, usual);
+            own
+        };
+        assert_eq!(own(""), usual);
+        assert_eq!(own(gram), NsForm::Gram);
+        assert_eq!(own(direct), if dtype == "f32" { NsForm::Direct } else { NsForm::DirectBf16 });
+        assert_eq!(own(f32), NsForm::Gram);
+        assert_eq!(own(bf16), NsForm::DirectBf16);
+        assert_eq!(own(&format!("{gram}{f32}")), NsForm::Gram);
+        assert_eq!(own(&format!("{direct}{f32}")), NsForm::Direct);
+        assert_eq!(own(&format!("{direct}{bf16}")), NsForm::DirectBf16);
+        let error = form(dtype, &format!("{gram}{bf16}")).unwrap_err().to_string();
+        assert!(error.contains("needs `ns_dtype = \"f32\"`"), "{error}");
+        assert!(form(dtype, "ns_dtype = \"f16\"\n").is_err());
+    }
+}
+
+#[test]
 fn default_groups_know_the_published_names() {
     let weights: Vec<WeightInfo> = [
         ("img_in.weight", vec![64, 8]),
@@ -356,7 +391,7 @@ fn default_groups_know_the_published_names() {
     .into_iter()
     .map(|(name, shape)| WeightInfo { name: name.to_owned(), shape })
     .collect();
-    let assignment = assign(&groups::defaults(), &weights).unwrap();
+    let assignment = assign(&groups::defaults(ComputeDType::F32), &weights).unwrap();
     let groups: Vec<usize> = assignment.weights.iter().map(|weight| weight.group).collect();
     assert_eq!(groups, [2, 1, 1, 2, 1, 0, 0, 0, 2, 0, 0, 0, 0, 1]);
     let matrices: Vec<usize> =

@@ -267,9 +267,10 @@ impl Round<'_> {
     fn left(&self, block: &Block, row: usize, k: usize) -> LeftChunk {
         let run = self.run;
         match run.problem.products[block.product].a {
-            RowSource::Memory { data, row_stride, .. } if run.direct => {
-                let element = (block.product_row + row) * row_stride + k;
-                LeftChunk { at: data.cast::<u32>().wrapping_add(element), stride: row_stride }
+            RowSource::Memory { data, element, row_stride, .. } if run.direct => {
+                let bytes = ((block.product_row + row) * row_stride + k) * element.size();
+                let at = data.wrapping_add(bytes).cast();
+                LeftChunk { at, stride: row_stride * element.size() / size_of::<u32>() }
             }
             _ => {
                 let row = block.first_row - self.first.first_row + row;

@@ -143,6 +143,48 @@ pub(super) unsafe fn pair(source: *const f32, rows: usize, cols: usize, destinat
     }
 }
 
+/// The arguments of [`pair_rows`]; strides are in elements.
+pub(in crate::kernels) struct PairArgs {
+    /// Element [0, 0], which need not be aligned; columns are contiguous.
+    pub(in crate::kernels) source: *const u16,
+    /// From one row of the source to the next.
+    pub(in crate::kernels) source_stride: usize,
+    /// Rows of the source.
+    pub(in crate::kernels) rows: usize,
+    /// Columns of the source.
+    pub(in crate::kernels) cols: usize,
+    /// Where pair [0, 0] goes.
+    pub(in crate::kernels) destination: *mut u32,
+    /// From one row of pairs to the next.
+    pub(in crate::kernels) stride: usize,
+}
+
+/// Pairs of neighbouring rows of bf16 as one row of words; an odd last row is paired with zeros.
+///
+/// # Safety
+/// The source holds [rows, cols], the destination [rows / 2 rounded up, cols], and they do not overlap.
+#[inline(always)]
+pub(super) unsafe fn pair_rows(args: &PairArgs) {
+    let row = |row: usize| args.source.wrapping_add(row.wrapping_mul(args.source_stride));
+    for pair in 0..args.rows.div_ceil(2) {
+        let to = args.destination.wrapping_add(pair * args.stride);
+        let (lower, upper) = (row(2 * pair), row(2 * pair + 1));
+        // SAFETY: rows below `rows`, columns below `cols`.
+        unsafe {
+            if 2 * pair + 1 < args.rows {
+                for col in 0..args.cols {
+                    let (lower, upper) = (lower.add(col).read_unaligned(), upper.add(col).read_unaligned());
+                    to.add(col).write(u32::from(lower) | u32::from(upper) << 16);
+                }
+            } else {
+                for col in 0..args.cols {
+                    to.add(col).write(u32::from(lower.add(col).read_unaligned()));
+                }
+            }
+        }
+    }
+}
+
 /// Hints that `rows` stretches of `bytes` bytes will be read soon, into the second-level cache.
 ///
 /// # Safety

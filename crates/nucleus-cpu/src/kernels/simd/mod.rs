@@ -18,7 +18,7 @@ use super::element::Operand;
 use super::isa::Isa;
 pub(super) use attention::{AttentionKernels, PanelTile, Transpose};
 pub(super) use attention_grad::{Factors, ScoreGradients, SlopeBlock};
-pub(super) use copy::{CopyArgs, CopyFn};
+pub(super) use copy::{CopyArgs, CopyFn, PairArgs};
 pub(super) use softmax::SoftmaxBlock;
 
 /// A register of f32 lanes. Every function must be inlined into one compiled for the instruction set, which is
@@ -156,6 +156,8 @@ pub(super) struct Kernels {
     pub(super) round: unsafe fn(*mut f32, usize),
     /// Turns twice `rows` panel rows of `cols` f32s into panel rows of bf16 pairs.
     pub(super) pair: unsafe fn(*const f32, usize, usize, *mut u32),
+    /// Turns rows of bf16 into half as many rows of pairs.
+    pub(super) pair_rows: unsafe fn(&PairArgs),
     /// Fetches `rows` stretches of `bytes` bytes, `stride` bytes apart, into the second-level cache.
     pub(super) prefetch_rows: unsafe fn(*const u8, usize, usize, usize),
     /// Turns panel rows of i8, `count` of them, into half as many panel rows of bf16 pairs, with zeros for a missing last.
@@ -231,7 +233,7 @@ macro_rules! kernel_table {
     ($name:ident, $simd:ty, $features:literal, rows: [$($rows:literal)*], $bf16:expr, $peak_bf16:expr) => {
         pub(super) static $name: $crate::kernels::simd::Kernels = {
             use $crate::kernels::element::Bf16Bits;
-            use $crate::kernels::simd::{CopyArgs, Simd, TileArgs, copy, tile};
+            use $crate::kernels::simd::{CopyArgs, PairArgs, Simd, TileArgs, copy, tile};
 
             #[target_feature(enable = $features)]
             unsafe fn f32_tile<const ROWS: usize>(args: &TileArgs) {
@@ -309,6 +311,11 @@ macro_rules! kernel_table {
                 unsafe { copy::pair(source, rows, cols, destination) }
             }
             #[target_feature(enable = $features)]
+            unsafe fn pair_rows(args: &PairArgs) {
+                // SAFETY: passed on.
+                unsafe { copy::pair_rows(args) }
+            }
+            #[target_feature(enable = $features)]
             unsafe fn prefetch_rows(first: *const u8, stride: usize, rows: usize, bytes: usize) {
                 // SAFETY: passed on.
                 unsafe { copy::prefetch_rows::<$simd>(first, stride, rows, bytes) }
@@ -332,6 +339,7 @@ macro_rules! kernel_table {
                 transpose_bf16,
                 round,
                 pair,
+                pair_rows,
                 prefetch_rows,
                 pair_i8,
                 prefetch,
