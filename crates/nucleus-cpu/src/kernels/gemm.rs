@@ -317,10 +317,14 @@ fn reads_as_it_lies(product: &Product, operand: Operand, words: Operand, k: usiz
     let row_words = match (element, operand, words) {
         (Element::F32, Operand::F32, _) => row_stride,
         // The last of an odd number would be paired with what lies behind it.
-        (Element::Bf16, Operand::Bf16, Operand::Bf16) if k % 2 == 0 && row_stride % 2 == 0 => row_stride / 2,
+        (Element::Bf16, Operand::Bf16, Operand::Bf16)
+            if k.is_multiple_of(2) && row_stride.is_multiple_of(2) =>
+        {
+            row_stride / 2
+        }
         _ => return false,
     };
-    data.addr() % size_of::<u32>() == 0 && (row_words % SET_WORDS != 0 || product.rows <= 1)
+    data.addr().is_multiple_of(size_of::<u32>()) && (row_words % SET_WORDS != 0 || product.rows <= 1)
 }
 
 /// The greatest common divisor.

@@ -33,7 +33,8 @@ pub enum Gradient {
 pub struct AttentionGrad<'a> {
     /// Instruction set.
     pub isa: Isa,
-    /// What q, k, v and dy are rounded to. All products are those of f32 multiply-adds.
+    /// What q, k, v and dy are rounded to. Where the machine multiplies pairs of bf16, so are the probabilities and the gradients of the
+    /// scores, for the products that sum over queries or keys.
     pub operand: Operand,
     /// Batch items.
     pub batch: usize,
@@ -84,11 +85,11 @@ pub unsafe fn attention_grad(threads: &Threads, problem: &AttentionGrad) {
     }
     let whole_groups = kv_heads > 0 && problem.q_heads.is_multiple_of(kv_heads);
     assert!(whole_groups, "{} query heads do not share {kv_heads} key heads", problem.q_heads);
-    // Factors are f32 words whatever they are rounded to: probabilities and their gradients are not rounded.
-    let table = attention_kernels(isa, Operand::F32);
-    let packed = PackedKeys::new(Keys { isa, operand, batch, head_dim, segments }, table);
+    let table = attention_kernels(isa, operand);
+    let packed = PackedKeys::for_gradients(Keys { isa, operand, batch, head_dim, segments }, table);
     let columns = Columns::new(problem.q_rows, problem.q_heads / kv_heads, table.panel_cols);
-    let queries = GradQueries { problem, table, kernels: kernels(isa), packed: &packed, columns };
+    let exact = attention_kernels(isa, Operand::F32);
+    let queries = GradQueries { problem, table, exact, kernels: kernels(isa), packed: &packed, columns };
     let (heads, panels) = (batch * kv_heads, columns.panels());
     let ranges = TASKS.div_ceil(heads).min(panels / TASK_PANELS).max(1).min(panels);
     let sum_words = queries.sum_words();

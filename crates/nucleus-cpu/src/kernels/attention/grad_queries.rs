@@ -9,14 +9,15 @@ use std::ops::Range;
 
 use super::columns::Columns;
 use super::grad::{AttentionGrad, Gradient};
-use super::pack::{Item, LINE_WORDS, PackedKeys, row_stride};
+use super::pack::{Item, LINE_WORDS, PackedKeys, Side, row_stride};
 use super::{AttentionTile, HeadView};
 use crate::kernels::element::Operand;
+use crate::kernels::pack::steps;
 use crate::kernels::partition::part;
 use crate::kernels::rows::convert_row;
 use crate::kernels::simd::{
-    Ahead, AttentionKernels, Factors, Kernels, PanelTile, ScoreGradients, SlopeBlock, SoftmaxBlock, TileArgs,
-    Transpose,
+    Ahead, AttentionKernels, Factors, Kernels, PairArgs, PanelTile, ScoreGradients, SlopeBlock, SoftmaxBlock,
+    TileArgs, Transpose,
 };
 use crate::threads::Worker;
 
@@ -26,6 +27,11 @@ const BLOCK_PANELS: usize = 4;
 const SCORE_BYTES: usize = 5 << 18;
 
 const FIRST_SLOT: usize = 1;
+
+/// Sides of packed keys: keys and values as rows, keys as what is summed over.
+const KEYS: usize = 0;
+const VALUES: usize = 1;
+const KEYS_ALONG_KEYS: usize = 2;
 
 /// What a task takes.
 pub(super) struct GradTask {
@@ -41,18 +47,20 @@ pub(super) struct GradTask {
 pub(super) struct GradQueries<'a> {
     pub(super) problem: &'a AttentionGrad<'a>,
     pub(super) table: &'static AttentionKernels,
+    /// The loops over f32, for probabilities that are not rounded.
+    pub(super) exact: &'static AttentionKernels,
     pub(super) kernels: &'static Kernels,
     pub(super) packed: &'a PackedKeys<'a>,
     pub(super) columns: Columns,
 }
 
-/// A factor of all queries of a block in the two forms that products want.
+/// A factor of all queries of a block in the two forms that products want, as words of what they sum over.
 #[derive(Clone, Copy)]
 struct Factor {
     /// [head_dim, panel columns] for each panel: lanes are queries.
-    columns: *mut f32,
+    columns: *mut u32,
     /// [queries, panel columns] for so many columns of the head at a time: lanes are these.
-    rows: *mut f32,
+    rows: *mut u32,
 }
 
 /// Memory of one block; panels stand one behind the other in all but the last three.
@@ -67,10 +75,10 @@ struct Scratch {
     dq: *mut f32,
     /// [4 + blocks, panel columns] for each panel: maxima, sums, corrections, means, and the factors of every block of keys.
     state: *mut f32,
-    /// [block keys, queries] at `weight_stride`: probabilities and gradients of scores of one block of keys.
-    p: *mut f32,
-    u: *mut f32,
-    /// [panel columns, head_dim] at `row_stride`.
+    /// [block keys, queries] at `weight_stride`, as words: probabilities and gradients of scores of one block of keys.
+    p: *mut u32,
+    u: *mut u32,
+    /// [panel columns, head_dim] at `row_stride`, words of queries or finished gradients.
     rows: *mut f32,
     /// [panel columns].
     ones: *mut f32,
@@ -113,8 +121,23 @@ impl GradQueries<'_> {
         self.problem.head_dim.div_ceil(self.table.panel_cols)
     }
 
+    /// Words of a query.
+    fn steps(&self) -> usize {
+        steps(self.table.words, self.problem.head_dim)
+    }
+
+    /// Words that so many queries take as a factor that is summed over, a multiple of two.
+    fn query_steps(&self, queries: usize) -> usize {
+        steps(self.table.words, queries)
+    }
+
     /// Words of the transposed queries of a panel.
     fn column_words(&self) -> usize {
+        self.steps().next_multiple_of(self.table.lanes) * self.table.panel_cols
+    }
+
+    /// Words of the gradients of a panel of queries.
+    fn gradient_words(&self) -> usize {
         self.problem.head_dim.next_multiple_of(self.table.lanes) * self.table.panel_cols
     }
 
@@ -128,7 +151,7 @@ impl GradQueries<'_> {
 
     /// Words from one key's probabilities to the next's: no power of two.
     fn weight_stride(&self, panels: usize) -> usize {
-        panels * self.table.panel_cols + LINE_WORDS
+        self.query_steps(panels * self.table.panel_cols) + LINE_WORDS
     }
 
     fn scratch(&self, item: &Item, panels: usize, worker: &mut Worker) -> Scratch {
@@ -136,21 +159,22 @@ impl GradQueries<'_> {
         let mut slot = FIRST_SLOT;
         let mut take = |words: usize| {
             slot += 1;
-            worker.scratch(slot, 4 * words).cast::<f32>()
+            worker.scratch(slot, 4 * words).cast::<u32>()
         };
-        let (columns, rows) = (panels * self.column_words(), self.head_panels() * panels * cols * cols);
+        let columns = panels * self.column_words();
+        let rows = self.head_panels() * panels * self.query_steps(cols) * cols;
         let weights = item.block_keys * self.weight_stride(panels);
         let scratch = Scratch {
             q: Factor { columns: take(columns), rows: take(rows) },
             dy: Factor { columns: take(columns), rows: take(rows) },
-            probabilities: take(panels * self.score_words(item)),
-            slopes: take(panels * self.score_words(item)),
-            dq: take(columns),
-            state: take(panels * self.state_words(item)),
+            probabilities: take(panels * self.score_words(item)).cast(),
+            slopes: take(panels * self.score_words(item)).cast(),
+            dq: take(panels * self.gradient_words()).cast(),
+            state: take(panels * self.state_words(item)).cast(),
             p: take(weights),
             u: take(weights),
-            rows: take(cols * self.row_stride()),
-            ones: take(cols),
+            rows: take(cols * self.row_stride()).cast(),
+            ones: take(cols).cast(),
         };
         // SAFETY: one row.
         unsafe { std::slice::from_raw_parts_mut(scratch.ones, cols).fill(1.0) };
@@ -177,9 +201,13 @@ impl GradQueries<'_> {
                     self.stage(&block, panel, &self.problem.dy, scratch.dy, &scratch);
                     if self.problem.scale < 0.0 {
                         // Maxima are those of q·k, which a negative factor would turn round.
+                        let sign_bits = match self.table.words {
+                            Operand::F32 => 0x8000_0000,
+                            Operand::Bf16 => 0x8000_8000,
+                        };
                         let columns = scratch.q.columns.add(panel * self.column_words());
-                        let columns = std::slice::from_raw_parts_mut(columns, self.problem.head_dim * cols);
-                        columns.iter_mut().for_each(|value| *value = -*value);
+                        let columns = std::slice::from_raw_parts_mut(columns, self.steps() * cols);
+                        columns.iter_mut().for_each(|value| *value ^= sign_bits);
                     }
                 }
                 for keys in 0..item.blocks {
@@ -214,30 +242,46 @@ impl GradQueries<'_> {
                 let query = self.columns.query(block.task.kv_head, block.first_panel + panel, col);
                 if let Some((query, head)) = query {
                     let from = source.at(block.task.batch, query, head);
-                    let (operand, words) = (self.problem.operand, Operand::F32);
+                    let (operand, words) = (self.problem.operand, self.table.words);
                     convert_row(self.kernels, from, source.element, dim, row.cast(), operand, words);
                 }
-                for head_panel in 0..self.head_panels() {
-                    let to = (head_panel * block.panels + panel) * cols + col;
-                    let from = row.add(head_panel * cols);
-                    std::ptr::copy_nonoverlapping(from, factor.rows.add(to * cols), cols);
+            }
+            for head_panel in 0..self.head_panels() {
+                let first_row = (head_panel * block.panels + panel) * self.query_steps(cols);
+                let destination = factor.rows.add(first_row * cols);
+                match self.table.words {
+                    Operand::F32 => {
+                        for col in 0..cols {
+                            let from = scratch.rows.add(col * stride + head_panel * cols).cast();
+                            std::ptr::copy_nonoverlapping(from, destination.add(col * cols), cols);
+                        }
+                    }
+                    Operand::Bf16 => (self.kernels.pair_rows)(&PairArgs {
+                        source: scratch.rows.cast::<u16>().add(head_panel * cols),
+                        source_stride: 2 * stride,
+                        rows: cols,
+                        cols,
+                        destination,
+                        stride: cols,
+                    }),
                 }
             }
             (self.table.transpose)(&Transpose {
                 source: scratch.rows.cast(),
                 source_stride: stride,
-                destination: factor.columns.add(panel * self.column_words()).cast(),
+                destination: factor.columns.add(panel * self.column_words()),
                 destination_stride: cols,
                 rows: cols,
-                cols: dim,
+                cols: self.steps(),
             });
         }
     }
 
-    /// The packed keys and values of a block of keys.
-    fn packed_block(&self, block: &Block, keys: usize) -> (*const u32, *const u32) {
-        let key_rows = block.task.keys.wrapping_add(keys * self.packed.block_words(block.item));
-        (key_rows, key_rows.wrapping_add(self.packed.value_offset(block.item)))
+    /// A side of a packed block of keys, and words from one row of it to the next.
+    fn packed_side(&self, block: &Block, keys: usize, side: usize) -> (*const u32, usize) {
+        let Side { offset, stride } = self.packed.side(block.item, side);
+        let block_start = keys * self.packed.block_words(block.item);
+        (block.task.keys.wrapping_add(block_start + offset), stride)
     }
 
     /// Where the scores of a panel and a block of keys lie.
@@ -249,22 +293,19 @@ impl GradQueries<'_> {
     unsafe fn scores(&self, block: &Block, keys: usize, panel: usize, scratch: &Scratch) {
         let (table, cols) = (self.table, self.table.panel_cols);
         let count = block.item.keys_of(keys);
-        let (key_rows, value_rows) = self.packed_block(block, keys);
         let at = self.score_offset(block, keys, panel);
         // SAFETY: packed operands and scratch have the sizes of their descriptions.
         unsafe {
             let (scores, slopes) = (scratch.probabilities.add(at), scratch.slopes.add(at));
-            let factors = [
-                (key_rows, self.packed.key_stride, scratch.q, scores),
-                (value_rows, self.packed.value_stride, scratch.dy, slopes),
-            ];
-            for (rows, stride, factor, products) in factors {
+            let factors = [(KEYS, scratch.q, scores), (VALUES, scratch.dy, slopes)];
+            for (side, factor, products) in factors {
+                let (rows, stride) = self.packed_side(block, keys, side);
                 for first in (0..count).step_by(table.scores.len()) {
                     table.scores[table.scores.len().min(count - first) - 1](&PanelTile {
-                        steps: self.problem.head_dim,
+                        steps: self.steps(),
                         a: rows.add(first * stride),
                         a_stride: stride,
-                        b: factor.columns.add(panel * self.column_words()).cast(),
+                        b: factor.columns.add(panel * self.column_words()),
                         c: products.add(first * cols),
                         keep: std::ptr::null(),
                     });
@@ -272,7 +313,7 @@ impl GradQueries<'_> {
             }
             let maximum = scratch.state.add(panel * self.state_words(block.item));
             let (sum, correction, mean) = (maximum.add(cols), maximum.add(2 * cols), maximum.add(3 * cols));
-            (table.softmax)(&SoftmaxBlock {
+            (self.exact.softmax)(&SoftmaxBlock {
                 keys: count,
                 scores,
                 scale: self.problem.scale.abs() * std::f32::consts::LOG2_E,
@@ -333,8 +374,8 @@ impl GradQueries<'_> {
                 factor: state.add((4 + keys) * cols),
                 mean: state.add(3 * cols),
                 scale: self.problem.scale,
-                p: scratch.p.add(panel * cols),
-                u: scratch.u.add(panel * cols),
+                p: scratch.p.add(self.query_steps(panel * cols)),
+                u: scratch.u.add(self.query_steps(panel * cols)),
                 stride: self.weight_stride(block.panels),
             });
         }
@@ -342,7 +383,9 @@ impl GradQueries<'_> {
 
     /// Adds what the queries of the block give to the gradients of a block of keys and their values.
     unsafe fn key_gradients(&self, block: &Block, keys: usize, scratch: &Scratch) {
-        let (tiles, cols, count) = (self.kernels.f32_tiles, self.table.panel_cols, block.item.keys_of(keys));
+        let (cols, count) = (self.table.panel_cols, block.item.keys_of(keys));
+        // Pairs are summed over where the tables of attention say so.
+        let tiles = self.kernels.tiles(self.table.words).0;
         let (a_stride, c_stride) = (self.weight_stride(block.panels), self.sum_stride());
         for (of_values, weights, factor) in [(false, scratch.u, scratch.q), (true, scratch.p, scratch.dy)] {
             let place = self.sum_offset(block.item, of_values, keys * block.item.block_keys);
@@ -358,10 +401,10 @@ impl GradQueries<'_> {
                             stride: 4 * c_stride,
                         };
                         tiles[tiles.len().min(count - first) - 1](&TileArgs {
-                            steps: block.queries,
-                            a: weights.add(first * a_stride).cast(),
+                            steps: self.query_steps(block.queries),
+                            a: weights.add(first * a_stride),
                             a_stride,
-                            b: factor.rows.add(head_panel * block.panels * cols * cols).cast(),
+                            b: factor.rows.add(head_panel * block.panels * self.query_steps(cols) * cols),
                             c,
                             c_stride,
                             add: !block.first,
@@ -376,18 +419,18 @@ impl GradQueries<'_> {
     /// Adds what a block of keys gives to the gradients of a panel of queries.
     unsafe fn query_gradients(&self, block: &Block, keys: usize, panel: usize, scratch: &Scratch) {
         let (table, cols, dim) = (self.table, self.table.panel_cols, self.problem.head_dim);
-        let (key_rows, _) = self.packed_block(block, keys);
+        let (key_rows, a_stride) = self.packed_side(block, keys, KEYS_ALONG_KEYS);
         let tiles = dim.div_ceil(table.outputs.len());
         let bound = |tile: usize| tile * dim / tiles;
         for tile in 0..tiles {
             // SAFETY: as for the scores.
             unsafe {
                 table.outputs[bound(tile + 1) - bound(tile) - 1](&PanelTile {
-                    steps: block.item.keys_of(keys),
+                    steps: steps(table.words, block.item.keys_of(keys)),
                     a: key_rows.add(bound(tile)),
-                    a_stride: self.packed.key_stride,
+                    a_stride,
                     b: scratch.slopes.add(self.score_offset(block, keys, panel)).cast(),
-                    c: scratch.dq.add(panel * self.column_words() + bound(tile) * cols),
+                    c: scratch.dq.add(panel * self.gradient_words() + bound(tile) * cols),
                     keep: if keys == 0 { std::ptr::null() } else { scratch.ones },
                 });
             }
@@ -404,7 +447,7 @@ impl GradQueries<'_> {
                 std::ptr::write_bytes(scratch.rows, 0, cols * stride);
             } else {
                 (self.table.transpose)(&Transpose {
-                    source: scratch.dq.add(panel * self.column_words()).cast(),
+                    source: scratch.dq.add(panel * self.gradient_words()).cast(),
                     source_stride: cols,
                     destination: scratch.rows.cast(),
                     destination_stride: stride,

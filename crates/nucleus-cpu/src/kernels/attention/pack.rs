@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::{HeadView, KeySegment};
+use super::KeySegment;
 use crate::kernels::element::{Element, Operand};
 use crate::kernels::isa::Isa;
 use crate::kernels::pack::{SendPtr, steps};
@@ -98,37 +98,66 @@ pub(super) struct Keys<'a> {
 // SAFETY: a description of memory; the caller of attention vouches for its use on several threads.
 unsafe impl Sync for Keys<'_> {}
 
-/// Where the packed keys and values of one key head lie.
-///
-/// Block after block, each with the rows of its keys and behind them those of its values. A row of values is a key's, or
-/// that of two neighbouring keys where words are pairs.
+/// What is packed.
+#[derive(Clone, Copy)]
+enum Source {
+    Keys,
+    Values,
+}
+
+/// How it is packed, by what products sum over.
+#[derive(Clone, Copy)]
+enum Form {
+    /// Along the head: a row for each key, its words one behind the other.
+    Rows,
+    /// Along the keys: a row for each key, or for two neighbouring ones where words are pairs, with a word for every column of the head.
+    Steps,
+}
+
+/// A form of the keys or values of a block, as wide as a product wants it.
+#[derive(Clone, Copy)]
+pub(super) struct Side {
+    /// Words from the beginning of a block.
+    pub(super) offset: usize,
+    /// Words from one row to the next.
+    pub(super) stride: usize,
+}
+
+/// Where the packed keys and values of one key head lie: block after block, each with all its sides one behind the other.
 pub(super) struct PackedKeys<'a> {
     keys: Keys<'a>,
     kernels: &'static Kernels,
     words: Operand,
+    sides: &'static [(Source, Form)],
     /// One for each batch item.
     pub(super) items: Vec<Item>,
-    /// Words from one key to the next.
-    pub(super) key_stride: usize,
-    /// Words from one row of values to the next.
-    pub(super) value_stride: usize,
     /// Words of the longest head.
     pub(super) head_words: usize,
 }
 
 impl<'a> PackedKeys<'a> {
+    /// For attention: sides are the keys of scores and the values of outputs.
     pub(super) fn new(keys: Keys<'a>, table: &AttentionKernels) -> Self {
+        Self::with(keys, table, &[(Source::Keys, Form::Rows), (Source::Values, Form::Steps)])
+    }
+
+    /// For its gradients: sides are the keys of scores, the values of slopes and the keys of the queries' gradients.
+    pub(super) fn for_gradients(keys: Keys<'a>, table: &AttentionKernels) -> Self {
+        const SIDES: &[(Source, Form)] =
+            &[(Source::Keys, Form::Rows), (Source::Values, Form::Rows), (Source::Keys, Form::Steps)];
+        // Rows of f32 are steps as well.
+        let sides = match table.words {
+            Operand::F32 => &SIDES[..2],
+            Operand::Bf16 => SIDES,
+        };
+        Self::with(keys, table, sides)
+    }
+
+    fn with(keys: Keys<'a>, table: &AttentionKernels, sides: &'static [(Source, Form)]) -> Self {
         let tile_rows = table.scores.len();
         let items = (0..keys.batch).map(|batch| Item::new(keys.segments, batch, tile_rows)).collect();
-        let mut packed = Self {
-            keys,
-            kernels: kernels(keys.isa),
-            words: table.words,
-            items,
-            key_stride: row_stride(steps(table.words, keys.head_dim)),
-            value_stride: row_stride(keys.head_dim),
-            head_words: 0,
-        };
+        let (kernels, words) = (kernels(keys.isa), table.words);
+        let mut packed = Self { keys, kernels, words, sides, items, head_words: 0 };
         let words = packed.items.iter().map(|item| item.blocks * packed.block_words(item));
         packed.head_words = words.max().unwrap_or(0);
         packed
@@ -136,12 +165,29 @@ impl<'a> PackedKeys<'a> {
 
     /// Words of a block of keys and values.
     pub(super) fn block_words(&self, item: &Item) -> usize {
-        self.value_offset(item) + steps(self.words, item.block_keys) * self.value_stride
+        self.sides.iter().map(|&(_, form)| self.side_words(item, form)).sum()
     }
 
-    /// Where the values of a block begin.
-    pub(super) fn value_offset(&self, item: &Item) -> usize {
-        item.block_keys * self.key_stride
+    fn side_words(&self, item: &Item, form: Form) -> usize {
+        let rows = match form {
+            Form::Rows => item.block_keys,
+            Form::Steps => steps(self.words, item.block_keys),
+        };
+        rows * self.stride(form)
+    }
+
+    fn stride(&self, form: Form) -> usize {
+        row_stride(match form {
+            Form::Rows => steps(self.words, self.keys.head_dim),
+            Form::Steps => self.keys.head_dim,
+        })
+    }
+
+    /// The side of that number in every block of an item, or the first where rows of it are what the missing one would be.
+    pub(super) fn side(&self, item: &Item, number: usize) -> Side {
+        let Some((_, form)) = self.sides.get(number) else { return self.side(item, 0) };
+        let before = self.sides[..number].iter().map(|&(_, form)| self.side_words(item, form));
+        Side { offset: before.sum(), stride: self.stride(*form) }
     }
 
     /// Packs the key heads `heads`, counted through all batch items of `kv_heads` each, one behind the other.
@@ -175,39 +221,73 @@ impl<'a> PackedKeys<'a> {
     unsafe fn pack(&self, batch: usize, kv_head: usize, first: usize, head: *mut u32, worker: &mut Worker) {
         let item = &self.items[batch];
         let last = item.keys.min(first + PACK_KEYS);
-        let dim = self.keys.head_dim;
         let mut run = item.runs.partition_point(|run| run.place <= first) - 1;
-        let halves = worker.scratch(ROW_SLOT, 4 * dim).cast::<u16>();
+        let halves = worker.scratch(ROW_SLOT, 4 * self.sides.len() * self.keys.head_dim).cast::<u16>();
         for place in first..last {
             if item.runs.get(run + 1).is_some_and(|next| next.place == place) {
                 run += 1;
             }
             let Run { segment, first, place: run_place } = item.runs[run];
             let (segment, key) = (&self.keys.segments[segment], first + place - run_place);
-            let at = |view: &HeadView| (view.at(batch, key, kv_head), view.element);
             let (block, within) = (place / item.block_keys, place % item.block_keys);
-            let start = block * self.block_words(item);
-            // SAFETY: rows lie within their block, sources within the segment.
-            unsafe {
-                self.row(at(&segment.keys), head.add(start + within * self.key_stride));
-                let values = head.add(start + self.value_offset(item));
-                match self.words {
-                    Operand::F32 => self.row(at(&segment.values), values.add(within * self.value_stride)),
-                    Operand::Bf16 => {
-                        let upper = within % 2;
-                        self.row(at(&segment.values), halves.add(upper * dim).cast());
-                        if place + 1 == item.keys && upper == 0 {
-                            std::ptr::write_bytes(halves.add(dim), 0, dim);
+            for (number, (source, form)) in self.sides.iter().enumerate() {
+                let view = match source {
+                    Source::Keys => &segment.keys,
+                    Source::Values => &segment.values,
+                };
+                let source = (view.at(batch, key, kv_head), view.element);
+                let Side { offset, stride } = self.side(item, number);
+                let rows = head.wrapping_add(block * self.block_words(item) + offset);
+                // SAFETY: rows lie within their side of the block, sources within the segment; every side has halves of its own.
+                unsafe {
+                    match (form, self.words) {
+                        (Form::Rows, _) | (Form::Steps, Operand::F32) => {
+                            self.row(source, rows.add(within * stride));
                         }
-                        if place + 1 == item.keys || upper == 1 {
-                            let pairs = values.add(within / 2 * self.value_stride).cast::<u16>();
-                            for col in 0..dim {
-                                pairs.add(2 * col).write(*halves.add(col));
-                                pairs.add(2 * col + 1).write(*halves.add(dim + col));
-                            }
+                        (Form::Steps, Operand::Bf16) => {
+                            let halves = halves.add(2 * number * self.keys.head_dim);
+                            let pairs = rows.add(within / 2 * stride);
+                            self.half_of_pairs(source, within % 2, place + 1 == item.keys, halves, pairs);
                         }
                     }
                 }
+            }
+        }
+    }
+
+    /// Takes a key, the lower or upper one of a pair, and writes the pairs when both are there, or the last has no partner.
+    ///
+    /// # Safety
+    /// `halves` hold two rows of `head_dim`, the first of them the lower key; `pairs` one of words.
+    unsafe fn half_of_pairs(
+        &self,
+        source: (*const u8, Element),
+        upper: usize,
+        last: bool,
+        halves: *mut u16,
+        pairs: *mut u32,
+    ) {
+        let dim = self.keys.head_dim;
+        // SAFETY: rows and words of `head_dim`.
+        unsafe {
+            let (element, words) = (self.keys.operand, self.words);
+            convert_row(
+                self.kernels,
+                source.0,
+                source.1,
+                dim,
+                halves.add(upper * dim).cast(),
+                element,
+                words,
+            );
+            if upper == 0 {
+                if !last {
+                    return;
+                }
+                std::ptr::write_bytes(halves.add(dim), 0, dim);
+            }
+            for col in 0..dim {
+                pairs.add(col).write(u32::from(*halves.add(col)) | u32::from(*halves.add(dim + col)) << 16);
             }
         }
     }
@@ -220,6 +300,7 @@ impl<'a> PackedKeys<'a> {
         let dim = self.keys.head_dim;
         // SAFETY: passed on.
         unsafe {
+            destination.add(steps(self.words, dim).max(1) - 1).write(0);
             convert_row(self.kernels, source, element, dim, destination, self.keys.operand, self.words);
         }
     }

@@ -130,7 +130,6 @@ impl Queries<'_> {
                     std::ptr::write_bytes(row, 0, steps);
                     continue;
                 };
-                row.add(steps - 1).write(0);
                 self.packed.row((source, self.problem.q.element), row);
                 if sign_bits != 0 {
                     (0..steps).for_each(|step| *row.add(step) ^= sign_bits);
@@ -157,7 +156,8 @@ impl Queries<'_> {
         // SAFETY: packed operands and scratch have the sizes of their descriptions.
         unsafe {
             let key_rows = head.add(block * block_words);
-            let value_rows = key_rows.add(packed.value_offset(item));
+            let (keys_side, values_side) = (packed.side(item, 0), packed.side(item, 1));
+            let value_rows = key_rows.add(values_side.offset);
             let queries = scratch.queries.add(panel * self.query_words());
             let tile_keys = table.scores.len();
             for first in (0..keys).step_by(tile_keys) {
@@ -167,8 +167,8 @@ impl Queries<'_> {
                 }
                 table.scores[rows - 1](&PanelTile {
                     steps: self.steps(),
-                    a: key_rows.add(first * packed.key_stride),
-                    a_stride: packed.key_stride,
+                    a: key_rows.add(first * keys_side.stride),
+                    a_stride: keys_side.stride,
                     b: queries,
                     c: scratch.scores.add(first * cols),
                     keep: std::ptr::null(),
@@ -194,7 +194,7 @@ impl Queries<'_> {
                 table.outputs[rows - 1](&PanelTile {
                     steps: steps(table.words, keys),
                     a: value_rows.add(bound(tile)),
-                    a_stride: packed.value_stride,
+                    a_stride: values_side.stride,
                     b: scratch.scores.cast(),
                     c: outputs.add(bound(tile) * cols),
                     keep: if block == 0 { std::ptr::null() } else { correction },

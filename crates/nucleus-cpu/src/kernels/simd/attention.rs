@@ -260,7 +260,7 @@ macro_rules! attention_table {
             #[target_feature(enable = $features)]
             unsafe fn score_gradients(block: &ScoreGradients) {
                 // SAFETY: passed on.
-                unsafe { attention_grad::score_gradients::<S>(block) }
+                unsafe { attention_grad::score_gradients::<$words>(block) }
             }
             #[target_feature(enable = $features)]
             unsafe fn scale_rows(values: *mut f32, rows: usize, factors: *const f32) {

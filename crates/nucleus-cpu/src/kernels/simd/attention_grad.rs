@@ -5,7 +5,9 @@
 //! is corrected, and when the last maximum M and the sum z are known, p = e · 2^(scale · (m − M)) / z.
 
 use super::Simd;
+use super::attention::Words;
 use super::softmax::{EXACT, exp2, load, store};
+use crate::kernels::element::Operand;
 
 /// `sum[j] = keep[j] · sum[j] + Σ_l e[l][j] · slope[l][j]`.
 pub(in crate::kernels) struct SlopeBlock {
@@ -31,21 +33,21 @@ pub(in crate::kernels) struct Factors {
     pub(in crate::kernels) scale: f32,
 }
 
-/// p = e · factor and u = scale · p · (slope − mean) for one block of keys and one panel of queries.
+/// p = e · factor and u = scale · p · (slope − mean) for one block of keys and one panel of queries, as words of the tiles that multiply them.
 pub(in crate::kernels) struct ScoreGradients {
     pub(in crate::kernels) keys: usize,
     /// e: [keys, panel columns].
     pub(in crate::kernels) probabilities: *const f32,
-    /// The slopes on entry, u on return: [keys, panel columns].
+    /// The slopes on entry: [keys, panel columns]. On return u: the same, or pairs of neighbouring keys in the first half of the rows.
     pub(in crate::kernels) slopes: *mut f32,
     /// [panel columns], as `mean`.
     pub(in crate::kernels) factor: *const f32,
     pub(in crate::kernels) mean: *const f32,
     /// Factor of the scores, of any sign.
     pub(in crate::kernels) scale: f32,
-    /// Where p and once more u go: [keys, panel columns] at `stride`.
-    pub(in crate::kernels) p: *mut f32,
-    pub(in crate::kernels) u: *mut f32,
+    /// Where p and once more u go: rows of keys, `stride` words apart, of f32 or pairs of neighbouring queries.
+    pub(in crate::kernels) p: *mut u32,
+    pub(in crate::kernels) u: *mut u32,
     pub(in crate::kernels) stride: usize,
 }
 
@@ -97,22 +99,46 @@ pub(super) unsafe fn factors<S: Simd>(block: &Factors) {
 /// # Safety
 /// The pointers of `block` are valid for the ranges it states.
 #[inline(always)]
-pub(super) unsafe fn score_gradients<S: Simd>(block: &ScoreGradients) {
-    // SAFETY: rows stay below `keys`.
+pub(super) unsafe fn score_gradients<W: Words>(block: &ScoreGradients) {
+    let lanes = W::S::LANES;
+    // SAFETY: rows stay below `keys`. A pair of rows is read before the row of pairs, which is none behind them, is written.
     unsafe {
-        let (factor, mean, scale) = (load::<S>(block.factor), load::<S>(block.mean), S::splat(block.scale));
-        let minus = S::splat(-1.0);
-        let less = [S::mul(mean[0], minus), S::mul(mean[1], minus)];
-        for key in 0..block.keys {
-            let row = 2 * S::LANES * key;
-            let (mut p, mut u) = (load::<S>(block.probabilities.add(row)), load::<S>(block.slopes.add(row)));
-            for half in 0..2 {
-                p[half] = S::mul(p[half], factor[half]);
-                u[half] = S::mul(S::mul(p[half], scale), S::add(u[half], less[half]));
+        let (factor, mean) = (load::<W::S>(block.factor), load::<W::S>(block.mean));
+        let (minus, scale) = (W::S::splat(-1.0), W::S::splat(block.scale));
+        let less = [W::S::mul(mean[0], minus), W::S::mul(mean[1], minus)];
+        for first in (0..block.keys).step_by(2) {
+            let mut both = [[W::S::splat(0.0); 2]; 2];
+            for (key, kept) in (first..block.keys).zip(&mut both) {
+                let row = 2 * lanes * key;
+                let mut p = load::<W::S>(block.probabilities.add(row));
+                let mut u = load::<W::S>(block.slopes.add(row));
+                for half in 0..2 {
+                    p[half] = W::S::mul(p[half], factor[half]);
+                    u[half] = W::S::mul(W::S::mul(p[half], scale), W::S::add(u[half], less[half]));
+                }
+                let (to_p, to_u) = (block.p.add(key * block.stride), block.u.add(key * block.stride));
+                match W::OPERAND {
+                    Operand::F32 => {
+                        store::<W::S>(block.slopes.add(row), u);
+                        store::<W::S>(to_p.cast(), p);
+                        store::<W::S>(to_u.cast(), u);
+                    }
+                    Operand::Bf16 => {
+                        for half in 0..2 {
+                            p[half] = W::S::round_to_bf16(p[half]);
+                            u[half] = W::S::round_to_bf16(u[half]);
+                        }
+                        W::S::store(to_p.cast(), W::S::halves(p));
+                        W::S::store(to_u.cast(), W::S::halves(u));
+                        *kept = u;
+                    }
+                }
             }
-            store::<S>(block.slopes.add(row), u);
-            store::<S>(block.p.add(key * block.stride), p);
-            store::<S>(block.u.add(key * block.stride), u);
+            if W::OPERAND == Operand::Bf16 {
+                let [lower, upper] = both;
+                let pairs = [W::S::pairs(lower[0], upper[0]), W::S::pairs(lower[1], upper[1])];
+                store::<W::S>(block.slopes.add(lanes * first), pairs);
+            }
         }
     }
 }

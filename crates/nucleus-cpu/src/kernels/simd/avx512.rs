@@ -91,6 +91,28 @@ impl Simd for Avx512 {
             _mm512_castsi512_ps(_mm512_mask_mov_epi16(lower, 0xaaaa_aaaa, _mm512_castps_si512(upper)))
         }
     }
+    #[inline(always)]
+    unsafe fn round_to_bf16(value: __m512) -> __m512 {
+        // SAFETY: AVX-512 is on in the caller.
+        unsafe {
+            let bits = _mm512_castps_si512(value);
+            let last = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), last);
+            let rounded = _mm512_and_si512(rounded, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
+            // A NaN stays one.
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(value, value);
+            _mm512_castsi512_ps(_mm512_mask_set1_epi32(rounded, nan, 0x7fc0_0000))
+        }
+    }
+    #[inline(always)]
+    unsafe fn halves(values: [__m512; 2]) -> __m512 {
+        // SAFETY: AVX-512 is on in the caller.
+        unsafe {
+            let [lower, upper] = values
+                .map(|value| _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_castps_si512(value))));
+            _mm512_castsi512_ps(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(lower), upper))
+        }
+    }
     /// Four rows that stand four apart go into one register by quarters, so that two rounds of interleaving within quarters
     /// finish four columns.
     #[inline(always)]

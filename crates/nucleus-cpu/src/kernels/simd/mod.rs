@@ -14,7 +14,7 @@ mod portable;
 mod softmax;
 mod tile;
 
-use super::element::Operand;
+use super::element::{Operand, round_to_bf16};
 use super::isa::Isa;
 pub(super) use attention::{AttentionKernels, PanelTile, Transpose};
 pub(super) use attention_grad::{Factors, ScoreGradients, SlopeBlock};
@@ -76,6 +76,27 @@ trait Simd: Copy {
                 .zip(upper)
                 .for_each(|(lower, upper)| *lower = *lower >> 16 | *upper & 0xffff_0000);
             Self::load(lanes[0].as_ptr().cast())
+        }
+    }
+    /// The nearest bf16 of each lane, as f32.
+    unsafe fn round_to_bf16(value: Self::V) -> Self::V {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: no register has more than 16 lanes; the rest is the caller's promise.
+        unsafe {
+            Self::store(lanes.as_mut_ptr(), value);
+            lanes.iter_mut().for_each(|lane| *lane = round_to_bf16(*lane));
+            Self::load(lanes.as_ptr())
+        }
+    }
+    /// The upper halves of both registers' bits, one lane behind the other.
+    unsafe fn halves(values: [Self::V; 2]) -> Self::V {
+        let (mut words, mut halves) = ([0u32; 32], [0u16; 32]);
+        // SAFETY: no two registers have more than 32 lanes; the rest is the caller's promise.
+        unsafe {
+            Self::store(words.as_mut_ptr().cast(), values[0]);
+            Self::store(words.as_mut_ptr().add(Self::LANES).cast(), values[1]);
+            halves.iter_mut().zip(words).for_each(|(half, word)| *half = (word >> 16) as u16);
+            Self::load(halves.as_ptr().cast())
         }
     }
     /// Transposes `LANES` × `LANES` words; strides are in words. Here as in the overrides, the two sides do not overlap.
