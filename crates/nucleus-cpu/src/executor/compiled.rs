@@ -7,6 +7,7 @@ use nucleus_plan::{
 };
 
 use super::check::check_kernel;
+use super::combination::CombinationForm;
 use super::reduction_order::{CompiledReduction, compile_reduction};
 use super::shared::{SharedFunction, SharedFunctions};
 use super::slots::all_columns;
@@ -60,7 +61,16 @@ pub(crate) struct CompiledContraction {
 #[derive(Clone, Debug)]
 pub(crate) struct CompiledPart {
     pub(crate) b: Source,
-    pub(crate) epilogue: SharedFunction,
+    pub(crate) epilogue: CompiledEpilogue,
+}
+
+/// What finishes the tiles of a part.
+#[derive(Clone, Debug)]
+pub(crate) enum CompiledEpilogue {
+    /// A micro-kernel.
+    Combination(CombinationForm),
+    /// A compiled function.
+    Function(SharedFunction),
 }
 
 impl CompiledPart {
@@ -268,7 +278,10 @@ impl Compiler<'_> {
                     Source::Fill(self.fill("b", &axes, &part.b, dtype)?)
                 }
             };
-            let epilogue = self.epilogue(&rows, part, &mut shared)?;
+            let epilogue = match CombinationForm::of(part, &self.kernel.operands) {
+                Some(form) => CompiledEpilogue::Combination(form),
+                None => CompiledEpilogue::Function(self.epilogue(&rows, part, &mut shared)?),
+            };
             parts.push(CompiledPart { b, epilogue });
         }
         Ok(CompiledContraction { operand, a, a_fill, parts })

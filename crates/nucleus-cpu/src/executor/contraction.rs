@@ -2,7 +2,8 @@
 
 use nucleus_plan::{Access, Contraction};
 
-use super::compiled::{CompiledContraction, Source};
+use super::combination::BoundCombination;
+use super::compiled::{CompiledContraction, CompiledEpilogue, Source};
 use super::launch::{BoundAccess, LaunchContext, product};
 use super::pack::{FactorSizes, PackJob, RightFactor, pack_items};
 use super::shared::BoundFunction;
@@ -28,7 +29,13 @@ struct PartRun<'a> {
     symmetric: bool,
     packing: Packing,
     right: RightRun<'a>,
-    epilogue: BoundFunction,
+    epilogue: BoundEpilogue,
+}
+
+/// What finishes a tile.
+enum BoundEpilogue {
+    Combination(BoundCombination),
+    Function(BoundFunction),
 }
 
 /// Where a part's right factor comes from in a launch.
@@ -72,7 +79,7 @@ impl LaunchContext<'_> {
             return;
         }
         let (operand, k) = (compiled.operand, depth as usize);
-        let mut parts = self.parts(c, compiled, packed, (&batch, rows_total));
+        let mut parts = self.parts(c, compiled, packed, (&batch, &rows));
         let mut blocking = blocking(c);
         if parts.iter().any(|part| matches!(part.right, RightRun::Stored(_))) {
             blocking.rows = blocking.rows.max(ONE_BLOCK_ROWS);
@@ -149,7 +156,12 @@ impl LaunchContext<'_> {
                 segment_stride: tile.segment_stride as i64,
             };
             // SAFETY: the micro-kernel hands every element over in one tile.
-            unsafe { self.call_bound(&part.epilogue, &region) }
+            unsafe {
+                match &part.epilogue {
+                    BoundEpilogue::Combination(bound) => self.combine_region(bound, &region),
+                    BoundEpilogue::Function(bound) => self.call_bound(bound, &region),
+                }
+            }
         };
         let finish: Vec<_> = parts.iter().map(|part| move |tile: &Tile| finish(part, tile)).collect();
         let parts: Vec<Part> = parts
@@ -183,8 +195,9 @@ impl LaunchContext<'_> {
         c: &Contraction,
         compiled: &'a CompiledContraction,
         packed: &[Option<&RightFactor>],
-        (batch, rows): (&[i64], i64),
+        (batch, row_axes): (&[i64], &[i64]),
     ) -> Vec<PartRun<'a>> {
+        let rows = product(row_axes);
         let k = self.size(c.depth) as usize;
         let mut parts = Vec::with_capacity(c.parts.len());
         for (number, (part, compiled_part)) in c.parts.iter().zip(&compiled.parts).enumerate() {
@@ -203,7 +216,12 @@ impl LaunchContext<'_> {
                     (packing, right)
                 }
             };
-            let epilogue = self.bind_function(&compiled_part.epilogue);
+            let epilogue = match &compiled_part.epilogue {
+                CompiledEpilogue::Combination(form) => {
+                    BoundEpilogue::Combination(self.bind_combination(form, &[batch, row_axes].concat()))
+                }
+                CompiledEpilogue::Function(shared) => BoundEpilogue::Function(self.bind_function(shared)),
+            };
             let group = part.whole_groups(1) as usize;
             let symmetric = part.symmetric && segments == 1 && group == 1 && rows == columns as i64;
             parts.push(PartRun { sizes, group, symmetric, packing, right, epilogue });

@@ -3,6 +3,7 @@
 mod attention;
 mod bind;
 mod check;
+mod combination;
 pub(crate) mod compiled;
 mod contraction;
 mod error;

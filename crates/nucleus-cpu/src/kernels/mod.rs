@@ -5,6 +5,7 @@
 //! rows are grouped into tiles.
 
 mod attention;
+mod combination;
 mod element;
 mod error;
 mod expert_choice;
@@ -21,6 +22,7 @@ pub use attention::{
     Attention, AttentionGrad, AttentionOutput, AttentionTile, Gradient, HeadView, KeyMask, KeySegment,
     attention, attention_grad,
 };
+pub use combination::{Combination, MOST_OUTPUTS, MOST_TERMS, Output, Term, combine};
 pub use element::{Element, Operand, bf16_from_f32, f32_from_bf16, load_f32, store_f32};
 pub use error::KernelError;
 pub use expert_choice::{ExpertChoice, expert_choice};

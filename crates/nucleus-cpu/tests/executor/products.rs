@@ -296,3 +296,56 @@ fn many_segments() {
         check(&Case { text, dims: &[("G", g), ("N", n), ("M", m)], tolerance: 1e-5, ..DEFAULT });
     }
 }
+
+/// `z = 3 (2 x y - w) + v`, rounded as well, where v is one row for each of the first axis and w the same columns for all batches.
+#[test]
+fn epilogues_that_are_linear_combinations() {
+    let text = "
+    dim G, M, N;
+    input x: bf16[G, 3, M, 24] per step;
+    input y: bf16[G, 24, N] per step;
+    input v: f32[3, N] per step;
+    input w: bf16[M, N] per step;
+    output z: f32[G, 3, M, N];
+    output r: bf16[G, 3, M, N];
+    buffer b0: bf16[G, 3, M, 24] input 0;
+    buffer b1: bf16[G, 24, N] input 1;
+    buffer b2: f32[3, N] input 2;
+    buffer b3: bf16[M, N] input 3;
+    buffer b4: f32[G, 3, M, N] output 0;
+    buffer b5: bf16[G, 3, M, N] output 1;
+    kernel k0(read bf16, read bf16, read f32, read bf16, write f32, write bf16) sizes 7 matmul bf16 {
+        batch s0;
+        rows 3, s1;
+        columns s2; segments 1; depth 24;
+        a { v0 = load o0[s3*i0 + s4*i1 + 24*i2 + i3]; return v0; }
+        b { v0 = load o1[s5*i0 + s2*i1 + i2]; return v0; }
+        epilogue {
+            v0 = accumulator 0;
+            v1 = constant 2.0 f32;
+            v2 = mul(v0, v1);
+            v3 = load o3[s2*i2 + i3];
+            v4 = cast(v3, f32);
+            v5 = sub(v2, v4);
+            v6 = constant 3.0 f32;
+            v7 = mul(v6, v5);
+            v8 = load o2[s2*i1 + i3];
+            v9 = add(v7, v8);
+            v10 = cast(v9, bf16);
+            store o5[3*s6*i0 + s6*i1 + s2*i2 + i3] = v10;
+            v12 = neg(v9);
+            store o4[3*s6*i0 + s6*i1 + s2*i2 + i3] = v12;
+        }
+    }
+    launch k0(b0, b1, b2, b3, b4, b5) sizes G, M, N, 72*M, 24*M, 24*N, M*N per step;
+";
+    // Strides are arguments of their own.
+    let text = text
+        .replace("3*s6*i0", "s7*i0")
+        .replace("sizes 7", "sizes 8")
+        .replace("M*N per step", "M*N, 3*M*N per step");
+    for [g, m, n] in [[1, 1, 1], [2, 7, 33], [3, 50, 150]] {
+        let dims = [("G", g), ("M", m), ("N", n)];
+        check(&Case { text: &text, dims: &dims, tolerance: 1e-2, ..DEFAULT });
+    }
+}

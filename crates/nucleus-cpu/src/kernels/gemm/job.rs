@@ -369,7 +369,8 @@ impl Round<'_> {
             // next chunk; the other steps of this chunk fetch the rest.
             let fetches =
                 if std::ptr::eq(tiles, run.kernels.widening_tiles) { words / 2 } else { words }.max(1);
-            let share = (b_rows * layout.row_bytes).div_ceil(strips.len() * fetches);
+            let computed = strips.len() - job.skipped;
+            let share = (b_rows * layout.row_bytes).div_ceil(computed * fetches);
             let place = step.segment * steps.panels + step.panel;
             let a_share = match staged.chunks > 1 && !run.direct {
                 true => part(4 * staged.stride, steps.segments * steps.panels, place),
@@ -384,12 +385,13 @@ impl Round<'_> {
                     continue;
                 }
                 let left = self.left(job.block, row, range.start);
+                let number = strip - job.skipped;
                 let next_b = match next {
                     RightChunk::Packed(next) => {
-                        Ahead { at: next.wrapping_add(strip * fetches * share), stride: share }
+                        Ahead { at: next.wrapping_add(number * fetches * share), stride: share }
                     }
                     RightChunk::Stored(next) => {
-                        self.fetch_stored(next, strips.len(), strip);
+                        self.fetch_stored(next, computed, number);
                         // What is near anyway.
                         Ahead { at: to.cast_const().cast(), stride: 0 }
                     }

@@ -98,10 +98,27 @@ impl Simd for Avx512 {
             let bits = _mm512_castps_si512(value);
             let last = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
             let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), last);
-            let rounded = _mm512_and_si512(rounded, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
-            // A NaN stays one.
+            // A NaN becomes quiet.
             let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(value, value);
-            _mm512_castsi512_ps(_mm512_mask_set1_epi32(rounded, nan, 0x7fc0_0000))
+            let rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000));
+            let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+            _mm512_castsi512_ps(_mm512_and_si512(rounded, upper))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(source: *const u16) -> __m512 {
+        // SAFETY: AVX-512 is on in the caller, which owns the address.
+        unsafe {
+            let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(source.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(destination: *mut u16, value: __m512) {
+        // SAFETY: AVX-512 is on in the caller, which owns the address.
+        unsafe {
+            let upper = _mm512_srli_epi32::<16>(_mm512_castps_si512(Self::round_to_bf16(value)));
+            _mm256_storeu_si256(destination.cast(), _mm512_cvtepi32_epi16(upper));
         }
     }
     #[inline(always)]

@@ -86,8 +86,9 @@ pub(super) unsafe fn transpose<S: Simd, T: Stored>(args: &CopyArgs) {
                     }
                     (converted.cast_const().cast::<u32>(), STRETCH_STRIDE)
                 };
-                for r in 0..S::LANES {
-                    let next = args.from::<T>(row + S::LANES + r).wrapping_add(first * size_of::<T>());
+                // A number that is not known beforehand: sixteen such loops in a row would take the registers of all others.
+                for r in row + S::LANES..args.rows.min(row + 2 * S::LANES) {
+                    let next = args.from::<T>(r).wrapping_add(first * size_of::<T>());
                     for line in (0..cols * size_of::<T>()).step_by(64) {
                         S::prefetch_near(next.wrapping_add(line));
                     }

@@ -7,6 +7,7 @@ mod attention_grad;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod combination;
 mod copy;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -14,10 +15,12 @@ mod portable;
 mod softmax;
 mod tile;
 
-use super::element::{Operand, round_to_bf16};
+use super::combination::{MOST_OUTPUTS, MOST_TERMS};
+use super::element::{Operand, bf16_from_f32, f32_from_bf16, round_to_bf16};
 use super::isa::Isa;
 pub(super) use attention::{AttentionKernels, PanelTile, Transpose};
 pub(super) use attention_grad::{Factors, ScoreGradients, SlopeBlock};
+pub(super) use combination::CombineFn;
 pub(super) use copy::{CopyArgs, CopyFn, PairArgs};
 pub(super) use softmax::SoftmaxBlock;
 
@@ -88,6 +91,28 @@ trait Simd: Copy {
             Self::load(lanes.as_ptr())
         }
     }
+    /// Loads `LANES` bf16 as f32.
+    unsafe fn load_bf16(source: *const u16) -> Self::V {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: no register has more than 16 lanes; the rest is the caller's promise.
+        unsafe {
+            for (at, lane) in lanes.iter_mut().enumerate().take(Self::LANES) {
+                *lane = f32_from_bf16(source.add(at).read_unaligned());
+            }
+            Self::load(lanes.as_ptr())
+        }
+    }
+    /// Stores the nearest bf16 of each lane.
+    unsafe fn store_bf16(destination: *mut u16, value: Self::V) {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: no register has more than 16 lanes; the rest is the caller's promise.
+        unsafe {
+            Self::store(lanes.as_mut_ptr(), value);
+            for (at, lane) in lanes.iter().enumerate().take(Self::LANES) {
+                destination.add(at).write_unaligned(bf16_from_f32(*lane));
+            }
+        }
+    }
     /// The upper halves of both registers' bits, one lane behind the other.
     unsafe fn halves(values: [Self::V; 2]) -> Self::V {
         let (mut words, mut halves) = ([0u32; 32], [0u16; 32]);
@@ -99,7 +124,7 @@ trait Simd: Copy {
             Self::load(halves.as_ptr().cast())
         }
     }
-    /// Transposes `LANES` × `LANES` words; strides are in words. Here as in the overrides, the two sides do not overlap.
+    /// Transposes `LANES` × `LANES` words, which need not be aligned; strides are in words. Here as in the overrides, the two sides do not overlap.
     #[inline(always)]
     unsafe fn transpose(
         source: *const u32,
@@ -111,7 +136,8 @@ trait Simd: Copy {
             for row in 0..Self::LANES {
                 // SAFETY: within the two squares, which the caller owns.
                 unsafe {
-                    *destination.add(col * destination_stride + row) = *source.add(row * source_stride + col);
+                    let word = source.add(row * source_stride + col).read_unaligned();
+                    destination.add(col * destination_stride + row).write_unaligned(word);
                 }
             }
         }
@@ -185,6 +211,8 @@ pub(super) struct Kernels {
     pub(super) pair_i8: unsafe fn(*const i8, usize, *mut u16),
     /// Fetches so many bytes from an address on into the second-level cache.
     pub(super) prefetch: unsafe fn(*const u8, usize),
+    /// Linear combinations of 0, 1, 2 terms, to 1 or 2 outputs.
+    pub(super) combine: [[CombineFn; MOST_OUTPUTS]; MOST_TERMS + 1],
     /// Row conversions: source, elements, destination.
     pub(super) f32_to_bf16: unsafe fn(*const f32, usize, *mut u16),
     pub(super) bf16_to_f32: unsafe fn(*const u16, usize, *mut f32),
@@ -254,7 +282,8 @@ macro_rules! kernel_table {
     ($name:ident, $simd:ty, $features:literal, rows: [$($rows:literal)*], $bf16:expr, $peak_bf16:expr) => {
         pub(super) static $name: $crate::kernels::simd::Kernels = {
             use $crate::kernels::element::Bf16Bits;
-            use $crate::kernels::simd::{CopyArgs, PairArgs, Simd, TileArgs, copy, tile};
+            use $crate::kernels::combination::Combination;
+            use $crate::kernels::simd::{CopyArgs, PairArgs, Simd, TileArgs, combination, copy, tile};
 
             #[target_feature(enable = $features)]
             unsafe fn f32_tile<const ROWS: usize>(args: &TileArgs) {
@@ -332,6 +361,11 @@ macro_rules! kernel_table {
                 unsafe { copy::pair(source, rows, cols, destination) }
             }
             #[target_feature(enable = $features)]
+            unsafe fn combine<const TERMS: usize, const OUTPUTS: usize>(arguments: &Combination) {
+                // SAFETY: passed on.
+                unsafe { combination::combine::<$simd, TERMS, OUTPUTS>(arguments) }
+            }
+            #[target_feature(enable = $features)]
             unsafe fn pair_rows(args: &PairArgs) {
                 // SAFETY: passed on.
                 unsafe { copy::pair_rows(args) }
@@ -361,6 +395,11 @@ macro_rules! kernel_table {
                 round,
                 pair,
                 pair_rows,
+                combine: [
+                    [combine::<0, 1>, combine::<0, 2>],
+                    [combine::<1, 1>, combine::<1, 2>],
+                    [combine::<2, 1>, combine::<2, 2>],
+                ],
                 prefetch_rows,
                 pair_i8,
                 prefetch,

@@ -1,0 +1,376 @@
+//! Epilogues that are linear combinations of the sums and stored matrices: no code is compiled for them, a micro-kernel with wide registers does
+//! them.
+
+use nucleus_ir::{DType, ScalarOp};
+use nucleus_plan::{Access, Operand, Part, ScalarFunction, Step};
+
+use super::compiled::element;
+use super::launch::{BoundAccess, LaunchContext};
+use crate::codegen::Region;
+use crate::kernels::{Combination, Element, MOST_OUTPUTS, MOST_TERMS, Output, Term, combine};
+
+/// An epilogue that stores multiples of `sum_factor · sum + Σ factor · term`.
+#[derive(Clone, Debug)]
+pub(crate) struct CombinationForm {
+    sum_factor: f32,
+    terms: Vec<(Access, Element, f32)>,
+    outputs: Vec<(Access, Element, f32)>,
+}
+
+/// What a step is.
+#[derive(Clone, Copy, Debug)]
+enum Value {
+    Number(f32),
+    /// A multiple of one of the sums of terms so far.
+    Multiple {
+        sum: usize,
+        factor: f32,
+    },
+    /// The same rounded to bf16, to be stored.
+    Rounded {
+        sum: usize,
+        factor: f32,
+    },
+    /// A bf16 that was loaded, to be widened.
+    Narrow {
+        sum: usize,
+    },
+}
+
+/// `sum_factor · sum + Σ factor · load`, loads by their step.
+#[derive(Clone, Debug, PartialEq)]
+struct Sum {
+    sum_factor: f32,
+    terms: Vec<(usize, f32)>,
+}
+
+impl CombinationForm {
+    /// The form of a part's epilogue, if it has one.
+    pub(crate) fn of(part: &Part, operands: &[Operand]) -> Option<CombinationForm> {
+        if part.groups.is_some() || part.segments != 1 {
+            return None;
+        }
+        Recogniser { function: &part.epilogue, operands, sums: Vec::new(), values: Vec::new() }.form()
+    }
+}
+
+/// A form with the addresses of one launch.
+pub(crate) struct BoundCombination {
+    sum_factor: f32,
+    /// Extents of the rows, axes merged where all matrices allow it.
+    extents: Vec<i64>,
+    /// Each matrix with its elements from one row to the next along every axis.
+    terms: Vec<(Term, Vec<i64>)>,
+    outputs: Vec<(Output, Vec<i64>)>,
+}
+
+// SAFETY: addresses are shared between workers; each call states why its place belongs to one of them.
+unsafe impl Sync for BoundCombination {}
+
+impl LaunchContext<'_> {
+    /// Fills in the addresses. `extents` are those of the rows.
+    pub(crate) fn bind_combination(&self, form: &CombinationForm, extents: &[i64]) -> BoundCombination {
+        let bind = |access: &Access| {
+            let BoundAccess { operand, offset, mut strides } = self.bind(access);
+            strides.truncate(extents.len());
+            (self.address(operand, offset), strides)
+        };
+        let mut terms: Vec<(Term, Vec<i64>)> = Vec::with_capacity(form.terms.len());
+        for (access, element, factor) in &form.terms {
+            let (data, strides) = bind(access);
+            let (data, row_stride) = (data.cast_const(), 0);
+            terms.push((Term { data, element: *element, row_stride, factor: *factor }, strides));
+        }
+        let mut outputs: Vec<(Output, Vec<i64>)> = Vec::with_capacity(form.outputs.len());
+        for (access, element, factor) in &form.outputs {
+            let (data, strides) = bind(access);
+            outputs.push((Output { data, element: *element, row_stride: 0, factor: *factor }, strides));
+        }
+        let mut all: Vec<&mut Vec<i64>> = Vec::new();
+        all.extend(terms.iter_mut().map(|(_, strides)| strides));
+        all.extend(outputs.iter_mut().map(|(_, strides)| strides));
+        let extents = merged(extents, &mut all);
+        BoundCombination { sum_factor: form.sum_factor, extents, terms, outputs }
+    }
+
+    /// Finishes a tile: the sums of some rows and columns.
+    ///
+    /// # Safety
+    /// The region lies within the launch and its block holds the sums; nothing else touches what its points store.
+    pub(crate) unsafe fn combine_region(&self, bound: &BoundCombination, region: &Region) {
+        let (mut row, end) = (region.outer_begin, region.outer_end);
+        let cols = region.inner_end - region.inner_begin;
+        let inner = bound.extents.last().copied().unwrap_or(1).max(1);
+        while row < end {
+            // A run of rows along the last axis.
+            let count = (inner - row % inner).min(end - row);
+            let element_at = |strides: &[i64]| {
+                let (mut rest, mut at) = (row, region.inner_begin);
+                for (extent, stride) in bound.extents.iter().zip(strides).rev() {
+                    at += rest % extent * stride;
+                    rest /= extent;
+                }
+                at as isize
+            };
+            let stride_of = |strides: &[i64]| strides.last().copied().unwrap_or(0) as isize;
+            let mut terms = [EMPTY_TERM; MOST_TERMS];
+            for (to, (term, strides)) in terms.iter_mut().zip(&bound.terms) {
+                let data = term.data.wrapping_offset(element_at(strides) * term.element.size() as isize);
+                *to = Term { data, row_stride: stride_of(strides), ..*term };
+            }
+            let mut outputs = [EMPTY_OUTPUT; MOST_OUTPUTS];
+            for (to, (output, strides)) in outputs.iter_mut().zip(&bound.outputs) {
+                let data = output.data.wrapping_offset(element_at(strides) * output.element.size() as isize);
+                *to = Output { data, row_stride: stride_of(strides), ..*output };
+            }
+            let sums = region.block.cast::<f32>().cast_const();
+            // SAFETY: accesses were checked against their operands when sizes were bound; the rest is the caller's promise.
+            unsafe {
+                combine(&Combination {
+                    isa: self.isa,
+                    rows: count as usize,
+                    cols: cols as usize,
+                    sums: sums.wrapping_offset(((row - region.outer_begin) * region.row_stride) as isize),
+                    sums_stride: region.row_stride as usize,
+                    sum_factor: bound.sum_factor,
+                    terms: &terms[..bound.terms.len()],
+                    outputs: &outputs[..bound.outputs.len()],
+                });
+            }
+            row += count;
+        }
+    }
+}
+
+const EMPTY_TERM: Term = Term { data: std::ptr::null(), element: Element::F32, row_stride: 0, factor: 0.0 };
+const EMPTY_OUTPUT: Output =
+    Output { data: std::ptr::null_mut(), element: Element::F32, row_stride: 0, factor: 0.0 };
+
+/// Extents without those of neighbouring axes that are one to all matrices, whose strides lose them too.
+fn merged(extents: &[i64], matrices: &mut [&mut Vec<i64>]) -> Vec<i64> {
+    let mut extents = extents.to_vec();
+    for axis in (1..extents.len()).rev() {
+        let extent = extents[axis];
+        if extents[axis - 1] == 1
+            || matrices.iter().all(|strides| strides[axis - 1] == strides[axis] * extent)
+        {
+            extents[axis - 1] *= extent;
+            extents.remove(axis);
+            for strides in matrices.iter_mut() {
+                strides.remove(axis - 1);
+            }
+        }
+    }
+    extents
+}
+
+struct Recogniser<'a> {
+    function: &'a ScalarFunction,
+    operands: &'a [Operand],
+    sums: Vec<Sum>,
+    values: Vec<Option<Value>>,
+}
+
+impl Recogniser<'_> {
+    fn form(mut self) -> Option<CombinationForm> {
+        let mut outputs: Vec<(Access, Element, Value)> = Vec::new();
+        let function = self.function;
+        for step in &function.steps {
+            let value = match step {
+                Step::Constant { value, dtype: DType::F32 } => Some(Value::Number(value.0 as f32)),
+                Step::Accumulator(0) => Some(self.sum(Sum { sum_factor: 1.0, terms: Vec::new() })),
+                Step::Load(access) => {
+                    let element = self.matrix(access)?;
+                    let sum = self.sum(Sum { sum_factor: 0.0, terms: vec![(self.values.len(), 1.0)] });
+                    match (element, sum) {
+                        (Element::Bf16, Value::Multiple { sum, .. }) => Some(Value::Narrow { sum }),
+                        _ => Some(sum),
+                    }
+                }
+                Step::Apply { op, args } => {
+                    let args: Option<Vec<Value>> =
+                        args.iter().map(|id| self.values.get(id.0 as usize).copied().flatten()).collect();
+                    Some(self.apply(*op, &args?)?)
+                }
+                Step::Store { access, value } => {
+                    let value = self.values.get(value.0 as usize).copied().flatten()?;
+                    outputs.push((access.clone(), self.matrix(access)?, value));
+                    None
+                }
+                _ => return None,
+            };
+            self.values.push(value);
+        }
+        let of_output = |(_, element, value): &(Access, Element, Value)| match (*value, element) {
+            (Value::Multiple { sum, factor }, Element::F32)
+            | (Value::Rounded { sum, factor }, Element::Bf16) => Some((sum, factor)),
+            _ => None,
+        };
+        let first = of_output(outputs.first()?)?.0;
+        let sum = &self.sums[first];
+        if sum.sum_factor == 0.0 || sum.terms.len() > MOST_TERMS || outputs.len() > MOST_OUTPUTS {
+            return None;
+        }
+        let outputs = outputs.iter().map(|output| {
+            let (sum, factor) = of_output(output)?;
+            (sum == first).then(|| (output.0.clone(), output.1, factor))
+        });
+        let term = |&(step, factor): &(usize, f32)| match &self.function.steps[step] {
+            Step::Load(access) => Some((access.clone(), self.matrix(access)?, factor)),
+            _ => None,
+        };
+        Some(CombinationForm {
+            sum_factor: sum.sum_factor,
+            terms: sum.terms.iter().map(term).collect::<Option<_>>()?,
+            outputs: outputs.collect::<Option<_>>()?,
+        })
+    }
+
+    /// The type of a matrix whose columns are contiguous.
+    fn matrix(&self, access: &Access) -> Option<Element> {
+        let dtype = self.operands[access.operand as usize].dtype;
+        let contiguous = access.strides.last().is_some_and(|stride| stride.is(1));
+        element(dtype)
+            .filter(|element| matches!(element, Element::F32 | Element::Bf16))
+            .filter(|_| contiguous && access.indirect.is_none())
+    }
+
+    fn sum(&mut self, sum: Sum) -> Value {
+        self.sums.push(sum);
+        Value::Multiple { sum: self.sums.len() - 1, factor: 1.0 }
+    }
+
+    fn apply(&mut self, op: ScalarOp, args: &[Value]) -> Option<Value> {
+        use Value::{Multiple, Narrow, Number, Rounded};
+        match (op, args) {
+            (ScalarOp::Mul, [Number(x), Number(y)]) => Some(Number(x * y)),
+            (
+                ScalarOp::Mul,
+                [Number(number), Multiple { sum, factor }] | [Multiple { sum, factor }, Number(number)],
+            ) => Some(Multiple { sum: *sum, factor: number * factor }),
+            (ScalarOp::Neg, [Multiple { sum, factor }]) => Some(Multiple { sum: *sum, factor: -factor }),
+            (ScalarOp::Add, [Multiple { .. }, Multiple { .. }]) => self.add(args, 1.0),
+            (ScalarOp::Sub, [Multiple { .. }, Multiple { .. }]) => self.add(args, -1.0),
+            (ScalarOp::Cast(DType::Bf16), [Multiple { sum, factor }]) => {
+                Some(Rounded { sum: *sum, factor: *factor })
+            }
+            (ScalarOp::Cast(DType::F32), [Narrow { sum }]) => Some(Multiple { sum: *sum, factor: 1.0 }),
+            _ => None,
+        }
+    }
+
+    /// The first and `sign` times the second. What cancels, or what is there twice, is none of these sums.
+    fn add(&mut self, args: &[Value], sign: f32) -> Option<Value> {
+        let mut total = Sum { sum_factor: 0.0, terms: Vec::new() };
+        for (value, sign) in args.iter().zip([1.0, sign]) {
+            let Value::Multiple { sum, factor } = *value else { return None };
+            let Sum { sum_factor, terms } = &self.sums[sum];
+            if *sum_factor != 0.0 && total.sum_factor != 0.0 {
+                return None;
+            }
+            total.sum_factor += sign * factor * sum_factor;
+            for (load, of_load) in terms {
+                if total.terms.iter().any(|(known, _)| known == load) {
+                    return None;
+                }
+                total.terms.push((*load, sign * factor * of_load));
+            }
+        }
+        Some(self.sum(total))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nucleus_plan::Anchor;
+    use nucleus_plan::text::parse_plan;
+
+    use super::*;
+
+    /// The form of an epilogue over `f32` operands 2 and 3, `bf16` operands 4 and 5, and outputs 6 (`f32`) and 7 (`bf16`).
+    fn form(epilogue: &str) -> Option<CombinationForm> {
+        let text = format!(
+            "plan test {{
+    input x: f32[8, 8] per step;
+    input n: bf16[8, 8] per step;
+    output z: f32[8, 8];
+    output r: bf16[8, 8];
+    arenas model 0, prompt 0, step 0;
+    buffer b0: f32[8, 8] input 0;
+    buffer b1: bf16[8, 8] input 1;
+    buffer b2: f32[8, 8] output 0;
+    buffer b3: bf16[8, 8] output 1;
+    kernel k0(read f32, read f32, read f32, read f32, read bf16, read bf16, write f32, write bf16) sizes 0 matmul f32 {{
+        batch;
+        rows 8;
+        columns 8; segments 1; depth 8;
+        a {{ v0 = load o0[8*i0 + i1]; return v0; }}
+        b {{ v0 = load o1[8*i0 + i1]; return v0; }}
+        epilogue {{ {epilogue} }}
+    }}
+    launch k0(b0, b0, b0, b0, b1, b1, b2, b3) per step flops 0 bytes 0;
+}}"
+        );
+        let plan = parse_plan(&text).unwrap();
+        let Anchor::Matmul(contraction) = &plan.kernels[0].anchor else { unreachable!("a product") };
+        CombinationForm::of(&contraction.parts[0], &plan.kernels[0].operands)
+    }
+
+    const STORE: &str = "store o6[8*i0 + i1]";
+
+    #[test]
+    fn sums_and_multiples_are_recognised_with_their_factors() {
+        let plain = form(&format!("v0 = accumulator 0; {STORE} = v0;")).unwrap();
+        assert_eq!((plain.sum_factor, plain.terms.len(), plain.outputs[0].2), (1.0, 0, 1.0));
+        let both = form(&format!(
+            "v0 = accumulator 0; v1 = load o2[i1]; v2 = load o4[8*i0 + i1]; v3 = cast(v2, f32); v4 = constant -0.5 f32;
+             v5 = mul(v3, v4); v6 = sub(v1, v0); v7 = add(v5, v6); v8 = cast(v7, bf16); store o7[8*i0 + i1] = v8;
+             v10 = constant 4.0 f32; v11 = mul(v7, v10); {STORE} = v11;"
+        ));
+        let both = both.unwrap();
+        assert_eq!(both.sum_factor, -1.0);
+        let terms: Vec<(Element, f32)> = both.terms.iter().map(|term| (term.1, term.2)).collect();
+        assert_eq!(terms, [(Element::Bf16, -0.5), (Element::F32, 1.0)]);
+        let outputs: Vec<(Element, f32)> = both.outputs.iter().map(|output| (output.1, output.2)).collect();
+        assert_eq!(outputs, [(Element::Bf16, 1.0), (Element::F32, 4.0)]);
+    }
+
+    #[test]
+    fn everything_else_is_compiled() {
+        let not = [
+            // No sum of products, a product of two values, a function, a term that cancels, and one that is there twice.
+            "v0 = load o2[8*i0 + i1]; STORE = v0;",
+            "v0 = accumulator 0; v1 = load o2[8*i0 + i1]; v2 = mul(v0, v1); STORE = v2;",
+            "v0 = accumulator 0; v1 = exp(v0); STORE = v1;",
+            "v0 = accumulator 0; v1 = load o2[8*i0 + i1]; v2 = add(v0, v1); v3 = sub(v2, v1); STORE = v3;",
+            "v0 = accumulator 0; v1 = add(v0, v0); STORE = v1;",
+            // What is rounded in between, columns that are not contiguous, and three terms.
+            "v0 = accumulator 0; v1 = cast(v0, bf16); v2 = cast(v1, f32); STORE = v2;",
+            "v0 = accumulator 0; v1 = load o2[8*i1 + i0]; v2 = add(v0, v1); STORE = v2;",
+            "v0 = accumulator 0; v1 = load o2[i0]; v2 = add(v0, v1); STORE = v2;",
+            "v0 = accumulator 0; v1 = load o2[8*i0 + i1]; v2 = add(v0, v1); v3 = load o3[i1]; v4 = add(v2, v3);
+             v5 = load o2[i1]; v6 = add(v4, v5); STORE = v6;",
+            // Two sums that are no multiples of one another.
+            "v0 = accumulator 0; v1 = load o2[8*i0 + i1]; v2 = add(v0, v1); STORE = v2; v4 = cast(v0, bf16); store o7[8*i0 + i1] = v4;",
+            // Arithmetic in bf16.
+            "v0 = load o4[8*i0 + i1]; v1 = load o5[8*i0 + i1]; v2 = add(v0, v1); v3 = cast(v2, f32); v4 = accumulator 0;
+             v5 = add(v3, v4); STORE = v5;",
+        ];
+        for epilogue in not {
+            assert!(form(&epilogue.replace("STORE", STORE)).is_none(), "{epilogue}");
+        }
+    }
+
+    #[test]
+    fn axes_that_are_one_to_all_matrices_are_merged() {
+        let (mut rows, mut bias) = (vec![120, 40, 8], vec![0, 0, 0]);
+        assert_eq!(merged(&[2, 3, 5], &mut [&mut rows, &mut bias]), [30]);
+        assert_eq!((rows, bias), (vec![8], vec![0]));
+        let (mut rows, mut gate) = (vec![120, 40, 8], vec![7, 0, 0]);
+        assert_eq!(merged(&[2, 3, 5], &mut [&mut rows, &mut gate]), [2, 15]);
+        assert_eq!((rows, gate), (vec![120, 8], vec![7, 0]));
+        let (mut rows, mut apart) = (vec![99, 8], vec![5, 8]);
+        assert_eq!(merged(&[1, 5], &mut [&mut rows, &mut apart]), [5]);
+        assert_eq!((rows, apart), (vec![8], vec![8]));
+    }
+}
