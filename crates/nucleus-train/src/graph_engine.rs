@@ -270,6 +270,16 @@ impl GraphEngine {
         Ok(losses)
     }
 
+    /// From now on the times of the optimisers' launches are added up.
+    pub fn begin_optimizer_profile(&mut self) {
+        self.optimizers.begin_profile();
+    }
+
+    /// The optimisers' programs that ran since, with the times of their launches.
+    pub fn optimizer_profile(&self) -> impl Iterator<Item = &crate::optimizers::Program> {
+        self.optimizers.profiled()
+    }
+
     /// Bytes of parameters, gradients and state, and of the arenas of the loss.
     pub fn memory(&self) -> (u64, u64) {
         let arenas = self.programs.iter().map(|program| program.routine.arena_bytes()).sum();

@@ -6,7 +6,7 @@ use std::collections::btree_map::Entry;
 use nucleus_ir::DType;
 use nucleus_passes::pipeline::CompileOptions;
 use nucleus_runtime::routine::{Arguments, Backend, Routine, RoutineError, TensorMut, TensorRef};
-use nucleus_runtime::{Model, ModelError, ModelText};
+use nucleus_runtime::{Model, ModelError, ModelText, Profile};
 use thiserror::Error;
 
 use crate::groups::{AdamW, AdjustLr, Group, MatrixLayout, Muon, NsForm, Optimizer};
@@ -56,15 +56,53 @@ struct MuonKey {
     original: bool,
 }
 
+/// A compiled program, and the times of its launches.
+pub struct Program {
+    /// Its text.
+    text: &'static str,
+    name: String,
+    routine: Routine,
+    profile: Profile,
+}
+
+impl Program {
+    /// What it does, and to what.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The program as it runs, which knows the sizes of its last run.
+    pub fn routine(&self) -> &Routine {
+        &self.routine
+    }
+
+    /// Times of its launches since profiling began.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    fn run(
+        &mut self,
+        dims: &[(String, i64)],
+        arguments: &mut Arguments<'_>,
+        profiled: bool,
+    ) -> Result<(), OptimizerError> {
+        let profile = profiled.then_some(&mut self.profile);
+        let ran = self.routine.run(dims, arguments, profile);
+        ran.map_err(|source| OptimizerError::Routine { name: self.text, source: Box::new(source) })
+    }
+}
+
 /// Compiled optimisers for the buckets of some parameters.
 pub struct Optimizers {
     backend: Backend,
-    sum_of_squares: Routine,
-    accumulate: Routine,
-    adamw: Routine,
-    muon: BTreeMap<MuonKey, Routine>,
+    profiled: bool,
+    sum_of_squares: Program,
+    accumulate: Program,
+    adamw: Program,
+    muon: BTreeMap<MuonKey, Program>,
     /// By rows and columns.
-    orthogonality: BTreeMap<(usize, usize), Routine>,
+    orthogonality: BTreeMap<(usize, usize), Program>,
 }
 
 impl Optimizers {
@@ -79,9 +117,10 @@ impl Optimizers {
     ) -> Result<Optimizers, OptimizerError> {
         let backend = backend.into();
         let mut optimizers = Optimizers {
-            sum_of_squares: routine(GRADIENTS, "sum_of_squares", &[], &backend)?,
-            accumulate: routine(GRADIENTS, "accumulate", &[], &backend)?,
-            adamw: routine(ADAMW, "update", &[], &backend)?,
+            sum_of_squares: program(GRADIENTS, "sum_of_squares", "gradient norm".to_owned(), &[], &backend)?,
+            accumulate: program(GRADIENTS, "accumulate", "accumulate".to_owned(), &[], &backend)?,
+            adamw: program(ADAMW, "update", "adamw".to_owned(), &[], &backend)?,
+            profiled: false,
             backend,
             muon: BTreeMap::new(),
             orthogonality: BTreeMap::new(),
@@ -94,11 +133,28 @@ impl Optimizers {
             for (count, _) in chunks(bucket, &layout) {
                 let key = MuonKey::new(count, &layout, muon);
                 if let Entry::Vacant(place) = optimizers.muon.entry(key) {
-                    place.insert(routine(MUON, "update", &key.settings(), &optimizers.backend)?);
+                    let made = program(MUON, "update", key.name(), &key.settings(), &optimizers.backend)?;
+                    place.insert(made);
                 }
             }
         }
         Ok(optimizers)
+    }
+
+    /// From now on the times of all launches are added up.
+    pub fn begin_profile(&mut self) {
+        self.profiled = true;
+        let of_matrices = self.muon.values_mut().chain(self.orthogonality.values_mut());
+        for program in of_matrices.chain([&mut self.sum_of_squares, &mut self.accumulate, &mut self.adamw]) {
+            program.profile = Profile::default();
+        }
+    }
+
+    /// The programs that ran since [`Optimizers::begin_profile`].
+    pub fn profiled(&self) -> impl Iterator<Item = &Program> {
+        let of_matrices = self.muon.values().chain(self.orthogonality.values());
+        let all = [&self.sum_of_squares, &self.accumulate, &self.adamw].into_iter().chain(of_matrices);
+        all.filter(|program| !program.profile.seconds.is_empty())
     }
 
     /// The sum of the squares of all gradients.
@@ -113,7 +169,7 @@ impl Optimizers {
         }
         let mut arguments = Arguments::new();
         arguments.input("gradient", parameters.all_gradients()).output("sum", &mut sum);
-        run(GRADIENTS.0, &mut self.sum_of_squares, &[("N".to_owned(), rows)], &mut arguments)?;
+        self.sum_of_squares.run(&[("N".to_owned(), rows)], &mut arguments, self.profiled)?;
         Ok(f64::from(sum))
     }
 
@@ -131,7 +187,7 @@ impl Optimizers {
         let elements = elements as i64;
         let mut arguments = Arguments::new();
         arguments.output("sum", sum).input("gradient", gradient).input("scale", &scale);
-        run(GRADIENTS.0, &mut self.accumulate, &[("N".to_owned(), elements)], &mut arguments)
+        self.accumulate.run(&[("N".to_owned(), elements)], &mut arguments, self.profiled)
     }
 
     /// Moves all weights along their gradients times `gradient_scale`. `step` counts from 1; the learning rates of the groups are multiplied
@@ -194,7 +250,7 @@ impl Optimizers {
         for (name, value) in &scalars {
             arguments.input(name, value);
         }
-        run(ADAMW.0, &mut self.adamw, &[("N".to_owned(), range.len() as i64)], &mut arguments)
+        self.adamw.run(&[("N".to_owned(), range.len() as i64)], &mut arguments, self.profiled)
     }
 
     fn muon(
@@ -213,7 +269,7 @@ impl Optimizers {
             ("weight_decay", muon.weight_decay as f32),
         ];
         for (count, range) in chunks(bucket, &layout) {
-            let Some(routine) = self.muon.get_mut(&MuonKey::new(count, &layout, muon)) else { continue };
+            let Some(program) = self.muon.get_mut(&MuonKey::new(count, &layout, muon)) else { continue };
             let mut arguments = Arguments::new();
             let memory = parameters.bucket(range);
             arguments.output("weight", memory.weight).output("momentum_buffer", memory.first);
@@ -221,7 +277,7 @@ impl Optimizers {
             for (name, value) in &scalars {
                 arguments.input(name, value);
             }
-            run(MUON.0, routine, &[], &mut arguments)?;
+            program.run(&[], &mut arguments, self.profiled)?;
         }
         Ok(())
     }
@@ -240,14 +296,15 @@ impl Optimizers {
         let shape = (rows, columns);
         if !self.orthogonality.contains_key(&shape) {
             let settings = [("rows", rows.to_string()), ("columns", columns.to_string())];
-            let made = routine(ORTHOGONALITY, "update", &settings, &self.backend)?;
+            let name = format!("orthogonality [{rows}, {columns}]");
+            let made = program(ORTHOGONALITY, "update", name, &settings, &self.backend)?;
             self.orthogonality.insert(shape, made);
         }
-        let Some(routine) = self.orthogonality.get_mut(&shape) else { return Ok(()) };
+        let Some(program) = self.orthogonality.get_mut(&shape) else { return Ok(()) };
         let coefficient = coefficient as f32;
         let mut arguments = Arguments::new();
         arguments.output("weight", router).input("coefficient", &coefficient);
-        run(ORTHOGONALITY.0, routine, &[], &mut arguments)
+        program.run(&[], &mut arguments, self.profiled)
     }
 }
 
@@ -266,11 +323,20 @@ impl MuonKey {
         MuonKey { count, rows, columns, halves, nesterov, ns_steps, ns_form, original }
     }
 
+    fn name(&self) -> String {
+        let MuonKey { count, rows, columns, halves, .. } = self;
+        match *halves {
+            "none" => format!("muon {count} × [{rows}, {columns}]"),
+            "rows" => format!("muon {} × [{}, {columns}]", 2 * count, rows / 2),
+            _ => format!("muon {} × [{rows}, {}]", 2 * count, columns / 2),
+        }
+    }
+
     fn settings(&self) -> [(&'static str, String); 9] {
         let (form, dtype) = match self.ns_form {
             NsForm::Gram => ("gram", "f32"),
             NsForm::Direct => ("direct", "f32"),
-            NsForm::DirectBf16 => ("direct", "bf16"),
+            NsForm::DirectBf16 => ("gram", "bf16"),
         };
         let adjust = if self.original { "original" } else { "match_rms_adamw" };
         [
@@ -307,14 +373,15 @@ fn chunks(bucket: &Bucket, layout: &MatrixLayout) -> Vec<(usize, std::ops::Range
     list
 }
 
-fn routine(
-    (name, text): (&'static str, &'static str),
+fn program(
+    (text, source): (&'static str, &'static str),
     entry: &str,
+    name: String,
     settings: &[(&str, String)],
     backend: &Backend,
-) -> Result<Routine, OptimizerError> {
+) -> Result<Program, OptimizerError> {
     let model = || -> Result<nucleus_plan::Plan, ModelError> {
-        let text = ModelText { main: (name.to_owned(), text.to_owned()), modules: Vec::new() };
+        let text = ModelText { main: (text.to_owned(), source.to_owned()), modules: Vec::new() };
         let mut model = Model::from_text(&text)?;
         for (key, value) in settings {
             model.set(&format!("{key}={value}"))?;
@@ -322,20 +389,10 @@ fn routine(
         // Small numbers count here: what a program does not itself round is f32, whatever the model computes in.
         model.compile_with(entry, &CompileOptions { dtype: DType::F32, ..CompileOptions::default() }, &mut ())
     };
-    let plan = model().map_err(|source| OptimizerError::Model { name, source })?;
-    Routine::new(plan, backend, None)
-        .map_err(|source| OptimizerError::Routine { name, source: Box::new(source) })
-}
-
-fn run(
-    name: &'static str,
-    routine: &mut Routine,
-    dims: &[(String, i64)],
-    arguments: &mut Arguments<'_>,
-) -> Result<(), OptimizerError> {
-    routine
-        .run(dims, arguments, None)
-        .map_err(|source| OptimizerError::Routine { name, source: Box::new(source) })
+    let plan = model().map_err(|source| OptimizerError::Model { name: text, source })?;
+    let routine = Routine::new(plan, backend, None)
+        .map_err(|source| OptimizerError::Routine { name: text, source: Box::new(source) })?;
+    Ok(Program { text, name, routine, profile: Profile::default() })
 }
 
 #[cfg(test)]

@@ -108,7 +108,7 @@ Examples:
   nucleusc train recipes/emoji.toml
   nucleusc train recipe.toml --check            # reads recipe, model and data, and trains nothing
   nucleusc train recipe.toml --bench 10 --json  # times steps, and writes nothing
-  nucleusc train recipe.toml --bench 5 --profile  # and every kind of kernel of forward and backward pass"
+  nucleusc train recipe.toml --bench 5 --profile  # and every kind of kernel"
     )]
     Train(TrainArguments),
     /// Draw pictures of captions with a model that a recipe trains
@@ -330,7 +330,7 @@ pub struct TrainArguments {
     /// Time that many steps, after one that warms up, and write nothing
     #[arg(long, value_name = "N")]
     pub bench: Option<usize>,
-    /// With --bench: print the time of every kind of kernel of forward and backward pass, measured and predicted
+    /// With --bench: print the time of every kind of kernel of forward and backward pass and of every optimiser, measured and predicted
     #[arg(long, requires = "bench")]
     pub profile: bool,
     /// With --bench: write the launches of forward and backward pass, with their mean times, in Chrome's trace format, for Perfetto

@@ -1,35 +1,48 @@
 //! Epilogues that are linear combinations of the sums and stored matrices: no code is compiled for them, a micro-kernel with wide registers does
-//! them.
+//! them. Factors are constants, or computed from numbers in memory, such as a learning rate, once for each item of the batch.
 
 use nucleus_ir::{DType, ScalarOp};
-use nucleus_plan::{Access, Operand, Part, ScalarFunction, Step};
+use nucleus_plan::{Access, Operand, OperandMode, Part, ScalarFunction, Step};
 
 use super::compiled::element;
 use super::launch::{BoundAccess, LaunchContext};
 use crate::codegen::Region;
 use crate::kernels::{Combination, Element, MOST_OUTPUTS, MOST_TERMS, Output, Term, combine};
 
-/// An epilogue that stores multiples of `sum_factor · sum + Σ factor · term`.
+/// The most numbers that factors are computed from.
+const MOST_NUMBERS: usize = 32;
+
+/// A number that all rows and columns of an item of the batch have in common.
+#[derive(Clone, Debug, PartialEq)]
+enum Number {
+    Constant(f32),
+    Load(Access),
+    /// Of two numbers before it.
+    Apply(ScalarOp, [usize; 2]),
+}
+
+/// An epilogue that stores multiples of `sum_factor · sum + Σ factor · term`. Factors are numbers by their position.
 #[derive(Clone, Debug)]
 pub(crate) struct CombinationForm {
-    sum_factor: f32,
-    terms: Vec<(Access, Element, f32)>,
-    outputs: Vec<(Access, Element, f32)>,
+    numbers: Vec<Number>,
+    sum_factor: usize,
+    terms: Vec<(Access, Element, usize)>,
+    outputs: Vec<(Access, Element, usize)>,
 }
 
 /// What a step is.
 #[derive(Clone, Copy, Debug)]
 enum Value {
-    Number(f32),
+    Number(usize),
     /// A multiple of one of the sums of terms so far.
     Multiple {
         sum: usize,
-        factor: f32,
+        factor: usize,
     },
     /// The same rounded to bf16, to be stored.
     Rounded {
         sum: usize,
-        factor: f32,
+        factor: usize,
     },
     /// A bf16 that was loaded, to be widened.
     Narrow {
@@ -40,28 +53,38 @@ enum Value {
 /// `sum_factor · sum + Σ factor · load`, loads by their step.
 #[derive(Clone, Debug, PartialEq)]
 struct Sum {
-    sum_factor: f32,
-    terms: Vec<(usize, f32)>,
+    sum_factor: Option<usize>,
+    terms: Vec<(usize, usize)>,
 }
 
 impl CombinationForm {
-    /// The form of a part's epilogue, if it has one.
-    pub(crate) fn of(part: &Part, operands: &[Operand]) -> Option<CombinationForm> {
+    /// The form of the epilogue of a part with so many batch axes, if it has one.
+    pub(crate) fn of(part: &Part, operands: &[Operand], batch: usize) -> Option<CombinationForm> {
         if part.groups.is_some() || part.segments != 1 {
             return None;
         }
-        Recogniser { function: &part.epilogue, operands, sums: Vec::new(), values: Vec::new() }.form()
+        let function = &part.epilogue;
+        let numbers = vec![Number::Constant(1.0)];
+        Recogniser { function, operands, batch, numbers, sums: Vec::new(), values: Vec::new() }.form()
     }
 }
 
 /// A form with the addresses of one launch.
 pub(crate) struct BoundCombination {
-    sum_factor: f32,
-    /// Extents of the rows, axes merged where all matrices allow it.
+    numbers: Vec<BoundNumber>,
+    sum_factor: usize,
+    /// Extents of the rows, axes merged where all matrices and numbers allow it.
     extents: Vec<i64>,
-    /// Each matrix with its elements from one row to the next along every axis.
-    terms: Vec<(Term, Vec<i64>)>,
-    outputs: Vec<(Output, Vec<i64>)>,
+    /// Each matrix with the number of its factor, and its elements from one row to the next along every axis.
+    terms: Vec<(Term, usize, Vec<i64>)>,
+    outputs: Vec<(Output, usize, Vec<i64>)>,
+}
+
+enum BoundNumber {
+    Constant(f32),
+    /// Where it lies, and numbers from one row to the next along every axis; along the last there is but one.
+    Load(*const f32, Vec<i64>),
+    Apply(ScalarOp, [usize; 2]),
 }
 
 // SAFETY: addresses are shared between workers; each call states why its place belongs to one of them.
@@ -75,22 +98,34 @@ impl LaunchContext<'_> {
             strides.truncate(extents.len());
             (self.address(operand, offset), strides)
         };
-        let mut terms: Vec<(Term, Vec<i64>)> = Vec::with_capacity(form.terms.len());
+        let mut terms: Vec<(Term, usize, Vec<i64>)> = Vec::with_capacity(form.terms.len());
         for (access, element, factor) in &form.terms {
             let (data, strides) = bind(access);
-            let (data, row_stride) = (data.cast_const(), 0);
-            terms.push((Term { data, element: *element, row_stride, factor: *factor }, strides));
+            terms.push((Term { data: data.cast_const(), element: *element, ..EMPTY_TERM }, *factor, strides));
         }
-        let mut outputs: Vec<(Output, Vec<i64>)> = Vec::with_capacity(form.outputs.len());
+        let mut outputs: Vec<(Output, usize, Vec<i64>)> = Vec::with_capacity(form.outputs.len());
         for (access, element, factor) in &form.outputs {
             let (data, strides) = bind(access);
-            outputs.push((Output { data, element: *element, row_stride: 0, factor: *factor }, strides));
+            outputs.push((Output { data, element: *element, ..EMPTY_OUTPUT }, *factor, strides));
         }
+        let bind_number = |number: &Number| match number {
+            Number::Constant(value) => BoundNumber::Constant(*value),
+            Number::Load(access) => {
+                let (data, strides) = bind(access);
+                BoundNumber::Load(data.cast_const().cast(), strides)
+            }
+            Number::Apply(op, args) => BoundNumber::Apply(*op, *args),
+        };
+        let mut numbers: Vec<BoundNumber> = form.numbers.iter().map(bind_number).collect();
         let mut all: Vec<&mut Vec<i64>> = Vec::new();
-        all.extend(terms.iter_mut().map(|(_, strides)| strides));
-        all.extend(outputs.iter_mut().map(|(_, strides)| strides));
+        all.extend(terms.iter_mut().map(|(_, _, strides)| strides));
+        all.extend(outputs.iter_mut().map(|(_, _, strides)| strides));
+        all.extend(numbers.iter_mut().filter_map(|number| match number {
+            BoundNumber::Load(_, strides) => Some(strides),
+            _ => None,
+        }));
         let extents = merged(extents, &mut all);
-        BoundCombination { sum_factor: form.sum_factor, extents, terms, outputs }
+        BoundCombination { numbers, sum_factor: form.sum_factor, extents, terms, outputs }
     }
 
     /// Finishes a tile: the sums of some rows and columns.
@@ -104,24 +139,38 @@ impl LaunchContext<'_> {
         while row < end {
             // A run of rows along the last axis.
             let count = (inner - row % inner).min(end - row);
-            let element_at = |strides: &[i64]| {
-                let (mut rest, mut at) = (row, region.inner_begin);
+            let row_at = |strides: &[i64]| {
+                let (mut rest, mut at) = (row, 0);
                 for (extent, stride) in bound.extents.iter().zip(strides).rev() {
                     at += rest % extent * stride;
                     rest /= extent;
                 }
                 at as isize
             };
+            let first = region.inner_begin as isize;
             let stride_of = |strides: &[i64]| strides.last().copied().unwrap_or(0) as isize;
+            let mut numbers = [0.0f32; MOST_NUMBERS];
+            for (at, number) in bound.numbers.iter().enumerate() {
+                numbers[at] = match number {
+                    BoundNumber::Constant(value) => *value,
+                    // SAFETY: the access was checked against its operand when sizes were bound.
+                    BoundNumber::Load(data, strides) => unsafe {
+                        data.wrapping_offset(row_at(strides)).read_unaligned()
+                    },
+                    BoundNumber::Apply(op, [x, y]) => apply(*op, numbers[*x], numbers[*y]),
+                };
+            }
             let mut terms = [EMPTY_TERM; MOST_TERMS];
-            for (to, (term, strides)) in terms.iter_mut().zip(&bound.terms) {
-                let data = term.data.wrapping_offset(element_at(strides) * term.element.size() as isize);
-                *to = Term { data, row_stride: stride_of(strides), ..*term };
+            for (to, (term, factor, strides)) in terms.iter_mut().zip(&bound.terms) {
+                let at = (row_at(strides) + first) * term.element.size() as isize;
+                let data = term.data.wrapping_offset(at);
+                *to = Term { data, row_stride: stride_of(strides), factor: numbers[*factor], ..*term };
             }
             let mut outputs = [EMPTY_OUTPUT; MOST_OUTPUTS];
-            for (to, (output, strides)) in outputs.iter_mut().zip(&bound.outputs) {
-                let data = output.data.wrapping_offset(element_at(strides) * output.element.size() as isize);
-                *to = Output { data, row_stride: stride_of(strides), ..*output };
+            for (to, (output, factor, strides)) in outputs.iter_mut().zip(&bound.outputs) {
+                let at = (row_at(strides) + first) * output.element.size() as isize;
+                let data = output.data.wrapping_offset(at);
+                *to = Output { data, row_stride: stride_of(strides), factor: numbers[*factor], ..*output };
             }
             let sums = region.block.cast::<f32>().cast_const();
             // SAFETY: accesses were checked against their operands when sizes were bound; the rest is the caller's promise.
@@ -132,13 +181,25 @@ impl LaunchContext<'_> {
                     cols: cols as usize,
                     sums: sums.wrapping_offset(((row - region.outer_begin) * region.row_stride) as isize),
                     sums_stride: region.row_stride as usize,
-                    sum_factor: bound.sum_factor,
+                    sum_factor: numbers[bound.sum_factor],
                     terms: &terms[..bound.terms.len()],
                     outputs: &outputs[..bound.outputs.len()],
                 });
             }
             row += count;
         }
+    }
+}
+
+/// The operations that numbers may be made with.
+fn apply(op: ScalarOp, x: f32, y: f32) -> f32 {
+    match op {
+        ScalarOp::Add => x + y,
+        ScalarOp::Sub => x - y,
+        ScalarOp::Mul => x * y,
+        ScalarOp::Div => x / y,
+        // Others are not recognised.
+        _ => f32::NAN,
     }
 }
 
@@ -167,9 +228,16 @@ fn merged(extents: &[i64], matrices: &mut [&mut Vec<i64>]) -> Vec<i64> {
 struct Recogniser<'a> {
     function: &'a ScalarFunction,
     operands: &'a [Operand],
+    /// Batch axes.
+    batch: usize,
+    /// The first is 1.
+    numbers: Vec<Number>,
     sums: Vec<Sum>,
     values: Vec<Option<Value>>,
 }
+
+/// The number 1.
+const ONE: usize = 0;
 
 impl Recogniser<'_> {
     fn form(mut self) -> Option<CombinationForm> {
@@ -177,11 +245,16 @@ impl Recogniser<'_> {
         let function = self.function;
         for step in &function.steps {
             let value = match step {
-                Step::Constant { value, dtype: DType::F32 } => Some(Value::Number(value.0 as f32)),
-                Step::Accumulator(0) => Some(self.sum(Sum { sum_factor: 1.0, terms: Vec::new() })),
+                Step::Constant { value, dtype: DType::F32 } => {
+                    Some(Value::Number(self.number(Number::Constant(value.0 as f32))))
+                }
+                Step::Accumulator(0) => Some(self.sum(Sum { sum_factor: Some(ONE), terms: Vec::new() })),
+                Step::Load(access) if self.is_number(access) => {
+                    Some(Value::Number(self.number(Number::Load(access.clone()))))
+                }
                 Step::Load(access) => {
                     let element = self.matrix(access)?;
-                    let sum = self.sum(Sum { sum_factor: 0.0, terms: vec![(self.values.len(), 1.0)] });
+                    let sum = self.sum(Sum { sum_factor: None, terms: vec![(self.values.len(), ONE)] });
                     match (element, sum) {
                         (Element::Bf16, Value::Multiple { sum, .. }) => Some(Value::Narrow { sum }),
                         _ => Some(sum),
@@ -208,21 +281,23 @@ impl Recogniser<'_> {
         };
         let first = of_output(outputs.first()?)?.0;
         let sum = &self.sums[first];
-        if sum.sum_factor == 0.0 || sum.terms.len() > MOST_TERMS || outputs.len() > MOST_OUTPUTS {
+        let small = sum.terms.len() <= MOST_TERMS && outputs.len() <= MOST_OUTPUTS;
+        if !small || self.numbers.len() > MOST_NUMBERS {
             return None;
         }
         let outputs = outputs.iter().map(|output| {
             let (sum, factor) = of_output(output)?;
             (sum == first).then(|| (output.0.clone(), output.1, factor))
         });
-        let term = |&(step, factor): &(usize, f32)| match &self.function.steps[step] {
+        let term = |&(step, factor): &(usize, usize)| match &self.function.steps[step] {
             Step::Load(access) => Some((access.clone(), self.matrix(access)?, factor)),
             _ => None,
         };
         Some(CombinationForm {
-            sum_factor: sum.sum_factor,
+            sum_factor: sum.sum_factor?,
             terms: sum.terms.iter().map(term).collect::<Option<_>>()?,
             outputs: outputs.collect::<Option<_>>()?,
+            numbers: self.numbers,
         })
     }
 
@@ -235,45 +310,89 @@ impl Recogniser<'_> {
             .filter(|_| contiguous && access.indirect.is_none())
     }
 
+    /// One number for all rows and columns of an item of the batch, which nothing of this launch writes.
+    fn is_number(&self, access: &Access) -> bool {
+        let Operand { dtype, mode, .. } = self.operands[access.operand as usize];
+        let constant = access.strides.iter().skip(self.batch).all(|stride| stride.is(0));
+        dtype == DType::F32 && mode == OperandMode::Read && constant && access.indirect.is_none()
+    }
+
+    fn number(&mut self, number: Number) -> usize {
+        self.numbers.push(number);
+        self.numbers.len() - 1
+    }
+
+    fn constant(&self, number: usize) -> Option<f32> {
+        match self.numbers[number] {
+            Number::Constant(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    fn arithmetic(&mut self, op: ScalarOp, x: usize, y: usize) -> usize {
+        match (op, self.constant(x), self.constant(y)) {
+            (ScalarOp::Mul, Some(1.0), _) => y,
+            (ScalarOp::Mul, _, Some(1.0)) => x,
+            (_, Some(x), Some(y)) => self.number(Number::Constant(apply(op, x, y))),
+            _ => self.number(Number::Apply(op, [x, y])),
+        }
+    }
+
+    fn product(&mut self, x: usize, y: usize) -> usize {
+        self.arithmetic(ScalarOp::Mul, x, y)
+    }
+
+    fn negative(&mut self, x: usize) -> usize {
+        let minus = self.number(Number::Constant(-1.0));
+        self.product(minus, x)
+    }
+
     fn sum(&mut self, sum: Sum) -> Value {
         self.sums.push(sum);
-        Value::Multiple { sum: self.sums.len() - 1, factor: 1.0 }
+        Value::Multiple { sum: self.sums.len() - 1, factor: ONE }
     }
 
     fn apply(&mut self, op: ScalarOp, args: &[Value]) -> Option<Value> {
         use Value::{Multiple, Narrow, Number, Rounded};
         match (op, args) {
-            (ScalarOp::Mul, [Number(x), Number(y)]) => Some(Number(x * y)),
+            (
+                ScalarOp::Add | ScalarOp::Sub | ScalarOp::Mul | ScalarOp::Div,
+                &[Number(x), Number(y)],
+            ) => Some(Number(self.arithmetic(op, x, y))),
+            (ScalarOp::Neg, &[Number(x)]) => Some(Number(self.negative(x))),
             (
                 ScalarOp::Mul,
-                [Number(number), Multiple { sum, factor }] | [Multiple { sum, factor }, Number(number)],
-            ) => Some(Multiple { sum: *sum, factor: number * factor }),
-            (ScalarOp::Neg, [Multiple { sum, factor }]) => Some(Multiple { sum: *sum, factor: -factor }),
-            (ScalarOp::Add, [Multiple { .. }, Multiple { .. }]) => self.add(args, 1.0),
-            (ScalarOp::Sub, [Multiple { .. }, Multiple { .. }]) => self.add(args, -1.0),
-            (ScalarOp::Cast(DType::Bf16), [Multiple { sum, factor }]) => {
-                Some(Rounded { sum: *sum, factor: *factor })
+                &([Number(number), Multiple { sum, factor }] | [Multiple { sum, factor }, Number(number)]),
+            ) => Some(Multiple { sum, factor: self.product(number, factor) }),
+            (ScalarOp::Neg, &[Multiple { sum, factor }]) => {
+                Some(Multiple { sum, factor: self.negative(factor) })
             }
-            (ScalarOp::Cast(DType::F32), [Narrow { sum }]) => Some(Multiple { sum: *sum, factor: 1.0 }),
+            (ScalarOp::Add, [Multiple { .. }, Multiple { .. }]) => self.add(args, false),
+            (ScalarOp::Sub, [Multiple { .. }, Multiple { .. }]) => self.add(args, true),
+            (ScalarOp::Cast(DType::Bf16), &[Multiple { sum, factor }]) => Some(Rounded { sum, factor }),
+            (ScalarOp::Cast(DType::F32), &[Narrow { sum }]) => Some(Multiple { sum, factor: ONE }),
             _ => None,
         }
     }
 
-    /// The first and `sign` times the second. What cancels, or what is there twice, is none of these sums.
-    fn add(&mut self, args: &[Value], sign: f32) -> Option<Value> {
-        let mut total = Sum { sum_factor: 0.0, terms: Vec::new() };
-        for (value, sign) in args.iter().zip([1.0, sign]) {
+    /// The first plus or minus the second. What is there twice is none of these sums.
+    fn add(&mut self, args: &[Value], minus: bool) -> Option<Value> {
+        let mut total = Sum { sum_factor: None, terms: Vec::new() };
+        for (value, minus) in args.iter().zip([false, minus]) {
             let Value::Multiple { sum, factor } = *value else { return None };
-            let Sum { sum_factor, terms } = &self.sums[sum];
-            if *sum_factor != 0.0 && total.sum_factor != 0.0 {
-                return None;
-            }
-            total.sum_factor += sign * factor * sum_factor;
-            for (load, of_load) in terms {
-                if total.terms.iter().any(|(known, _)| known == load) {
+            let factor = if minus { self.negative(factor) } else { factor };
+            let Sum { sum_factor, terms } = self.sums[sum].clone();
+            if let Some(of_sum) = sum_factor {
+                if total.sum_factor.is_some() {
                     return None;
                 }
-                total.terms.push((*load, sign * factor * of_load));
+                total.sum_factor = Some(self.product(factor, of_sum));
+            }
+            for (load, of_load) in terms {
+                if total.terms.iter().any(|(known, _)| *known == load) {
+                    return None;
+                }
+                total.terms.push((load, self.product(factor, of_load)));
             }
         }
         Some(self.sum(total))
@@ -313,31 +432,54 @@ mod tests {
         );
         let plan = parse_plan(&text).unwrap();
         let Anchor::Matmul(contraction) = &plan.kernels[0].anchor else { unreachable!("a product") };
-        CombinationForm::of(&contraction.parts[0], &plan.kernels[0].operands)
+        CombinationForm::of(&contraction.parts[0], &plan.kernels[0].operands, contraction.batch.len())
     }
 
     const STORE: &str = "store o6[8*i0 + i1]";
 
     #[test]
     fn sums_and_multiples_are_recognised_with_their_factors() {
+        let factor = |form: &CombinationForm, number: usize| match form.numbers[number] {
+            Number::Constant(value) => value,
+            _ => f32::NAN,
+        };
+        let factors = |form: &CombinationForm, list: &[(Access, Element, usize)]| {
+            list.iter().map(|(_, element, number)| (*element, factor(form, *number))).collect::<Vec<_>>()
+        };
         let plain = form(&format!("v0 = accumulator 0; {STORE} = v0;")).unwrap();
-        assert_eq!((plain.sum_factor, plain.terms.len(), plain.outputs[0].2), (1.0, 0, 1.0));
+        assert_eq!((factor(&plain, plain.sum_factor), plain.terms.len()), (1.0, 0));
+        assert_eq!(factors(&plain, &plain.outputs), [(Element::F32, 1.0)]);
         let both = form(&format!(
             "v0 = accumulator 0; v1 = load o2[i1]; v2 = load o4[8*i0 + i1]; v3 = cast(v2, f32); v4 = constant -0.5 f32;
              v5 = mul(v3, v4); v6 = sub(v1, v0); v7 = add(v5, v6); v8 = cast(v7, bf16); store o7[8*i0 + i1] = v8;
              v10 = constant 4.0 f32; v11 = mul(v7, v10); {STORE} = v11;"
         ));
         let both = both.unwrap();
-        assert_eq!(both.sum_factor, -1.0);
-        let terms: Vec<(Element, f32)> = both.terms.iter().map(|term| (term.1, term.2)).collect();
-        assert_eq!(terms, [(Element::Bf16, -0.5), (Element::F32, 1.0)]);
-        let outputs: Vec<(Element, f32)> = both.outputs.iter().map(|output| (output.1, output.2)).collect();
-        assert_eq!(outputs, [(Element::Bf16, 1.0), (Element::F32, 4.0)]);
+        assert_eq!(factor(&both, both.sum_factor), -1.0);
+        assert_eq!(factors(&both, &both.terms), [(Element::Bf16, -0.5), (Element::F32, 1.0)]);
+        assert_eq!(factors(&both, &both.outputs), [(Element::Bf16, 1.0), (Element::F32, 4.0)]);
+    }
+
+    #[test]
+    fn factors_may_be_numbers_in_memory() {
+        let form = form(&format!(
+            "v0 = accumulator 0; v1 = load o2[0]; v2 = mul(v1, v0); v3 = load o3[8*i0 + i1]; v4 = sub(v3, v2); {STORE} = v4;"
+        ));
+        let form = form.unwrap();
+        let Number::Apply(ScalarOp::Mul, [minus, loaded]) = form.numbers[form.sum_factor] else {
+            panic!("{form:?}")
+        };
+        assert_eq!(form.numbers[minus], Number::Constant(-1.0));
+        assert!(matches!(&form.numbers[loaded], Number::Load(access) if access.operand == 2));
+        assert_eq!(form.numbers[form.terms[0].2], Number::Constant(1.0));
     }
 
     #[test]
     fn everything_else_is_compiled() {
         let not = [
+            // A number that is added, and one that this launch may write.
+            "v0 = accumulator 0; v1 = load o2[0]; v2 = add(v0, v1); STORE = v2;",
+            "v0 = accumulator 0; v1 = load o6[0]; v2 = mul(v0, v1); STORE = v2;",
             // No sum of products, a product of two values, a function, a term that cancels, and one that is there twice.
             "v0 = load o2[8*i0 + i1]; STORE = v0;",
             "v0 = accumulator 0; v1 = load o2[8*i0 + i1]; v2 = mul(v0, v1); STORE = v2;",

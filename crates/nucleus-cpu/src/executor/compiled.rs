@@ -1,5 +1,7 @@
 //! A kernel of the plan with its slots compiled, or recognised as something a micro-kernel reads by itself.
 
+use std::cmp::Reverse;
+
 use nucleus_ir::{DType, ScalarOp};
 use nucleus_plan::{
     Access, Anchor, Attention, AttentionGrad, Contraction, ExpertChoice, Kernel, KeySegment, Operand, Part,
@@ -195,14 +197,15 @@ impl Compiler<'_> {
             Anchor::Map(map) => {
                 let (mut space, mut function) = collapse(&extents(&map.space), &map.function, false);
                 let neighbour = neighbouring_axis(&space, &function);
-                let in_order = neighbour.is_none_or(|axis| axis > 0 || space.outer.len() == 1);
+                let mut order = memory_order(&space, &function);
                 if let Some(axis) = neighbour {
                     // Rows one after the other then touch the same lines of memory.
-                    let last = space.outer.len() - 1;
-                    let order: Vec<usize> =
-                        (0..last).map(|at| at + usize::from(at >= axis)).chain([axis, last + 1]).collect();
-                    let moved = space.outer.remove(axis);
-                    space.outer.push(moved);
+                    order = (0..space.outer.len()).filter(|other| *other != axis).chain([axis]).collect();
+                }
+                let in_order = order.first().is_none_or(|first| *first == 0);
+                if !order.is_sorted() {
+                    space.outer = order.iter().map(|axis| space.outer[*axis].clone()).collect();
+                    order.push(order.len());
                     function = permute_axes(&function, &order);
                 }
                 let function =
@@ -278,7 +281,7 @@ impl Compiler<'_> {
                     Source::Fill(self.fill("b", &axes, &part.b, dtype)?)
                 }
             };
-            let epilogue = match CombinationForm::of(part, &self.kernel.operands) {
+            let epilogue = match CombinationForm::of(part, &self.kernel.operands, c.batch.len()) {
                 Some(form) => CompiledEpilogue::Combination(form),
                 None => CompiledEpilogue::Function(self.epilogue(&rows, part, &mut shared)?),
             };
@@ -468,6 +471,29 @@ fn neighbouring_axis(space: &Space, function: &ScalarFunction) -> Option<usize> 
     let apart = |access: &&Access| !matches!(access.strides[columns], Size::Const(0..=2));
     let beside = |access: &Access| (0..columns).rev().find(|axis| access.strides[*axis].is(1));
     function.accesses().filter(apart).find_map(beside)
+}
+
+/// The order of the row axes in which most accesses go through memory from front to back.
+fn memory_order(space: &Space, function: &ScalarFunction) -> Vec<usize> {
+    let axes = space.outer.len();
+    let order_of = |access: &Access| {
+        let strides: Option<Vec<i64>> = access.strides[..axes]
+            .iter()
+            .map(|stride| match stride {
+                Size::Const(stride) if *stride > 0 && access.indirect.is_none() => Some(*stride),
+                _ => None,
+            })
+            .collect();
+        let strides = strides?;
+        let mut order: Vec<usize> = (0..axes).collect();
+        order.sort_by_key(|axis| Reverse(strides[*axis]));
+        Some(order)
+    };
+    let orders: Vec<Vec<usize>> = function.accesses().filter_map(order_of).collect();
+    let count = |order: &Vec<usize>| orders.iter().filter(|other| *other == order).count();
+    let usual: Vec<usize> = (0..axes).collect();
+    let best = orders.iter().max_by_key(|order| count(order));
+    best.filter(|best| count(best) > count(&usual)).cloned().unwrap_or(usual)
 }
 
 fn extents(sizes: &[Size]) -> Vec<Extent> {

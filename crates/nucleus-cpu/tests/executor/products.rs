@@ -349,3 +349,56 @@ fn epilogues_that_are_linear_combinations() {
         check(&Case { text: &text, dims: &dims, tolerance: 1e-2, ..DEFAULT });
     }
 }
+
+/// `z = x y s / 4 + (1 - l s) w` and half of it rounded, where l is one number and s one for each item of the batch.
+#[test]
+fn combinations_whose_factors_are_in_memory() {
+    let text = "
+    dim G, M, N;
+    input x: f32[G, M, 24] per step;
+    input y: f32[G, 24, N] per step;
+    input s: f32[G] per step;
+    input l: f32[] per step;
+    input w: f32[M, N] per step;
+    output z: f32[G, M, N];
+    output r: bf16[G, M, N];
+    buffer b0: f32[G, M, 24] input 0;
+    buffer b1: f32[G, 24, N] input 1;
+    buffer b2: f32[G] input 2;
+    buffer b3: f32[] input 3;
+    buffer b4: f32[M, N] input 4;
+    buffer b5: f32[G, M, N] output 0;
+    buffer b6: bf16[G, M, N] output 1;
+    kernel k0(read f32, read f32, read f32, read f32, read f32, write f32, write bf16) sizes 6 matmul f32 {
+        batch s0;
+        rows s1;
+        columns s2; segments 1; depth 24;
+        a { v0 = load o0[s3*i0 + 24*i1 + i2]; return v0; }
+        b { v0 = load o1[s4*i0 + s2*i1 + i2]; return v0; }
+        epilogue {
+            v0 = load o2[i0];
+            v1 = constant 4.0 f32;
+            v2 = div(v0, v1);
+            v3 = accumulator 0;
+            v4 = mul(v3, v2);
+            v5 = load o3[0];
+            v6 = mul(v5, v0);
+            v7 = constant 1.0 f32;
+            v8 = sub(v7, v6);
+            v9 = load o4[s2*i1 + i2];
+            v10 = mul(v8, v9);
+            v11 = add(v4, v10);
+            store o5[s5*i0 + s2*i1 + i2] = v11;
+            v13 = constant 0.5 f32;
+            v14 = mul(v11, v13);
+            v15 = cast(v14, bf16);
+            store o6[s5*i0 + s2*i1 + i2] = v15;
+        }
+    }
+    launch k0(b0, b1, b2, b3, b4, b5, b6) sizes G, M, N, 24*M, 24*N, M*N per step;
+";
+    for [g, m, n] in [[1, 1, 1], [1, 40, 9], [3, 1, 20], [3, 50, 150]] {
+        let dims = [("G", g), ("M", m), ("N", n)];
+        check(&Case { text, dims: &dims, tolerance: 1e-2, ..DEFAULT });
+    }
+}

@@ -59,9 +59,20 @@ pub(crate) fn homes(state: &State, plan: &mut Plan) -> Result<Vec<Option<Home>>,
             (_, Some(output)) => Place::Output(output as u32),
             _ => Place::Arena { rate: state.rate(value), offset: None },
         };
-        plan.buffers.push(Buffer { dtype: data.ty.dtype, shape: data.ty.shape.clone(), place });
-        let buffer = BufferId(plan.buffers.len() as u32 - 1);
-        homes[value.index()] = Some(Home::dense(buffer, &data.ty)?);
+        let axes = match (&place, state.output[value.index()]) {
+            (Place::Output(_), Some(output)) => state.laid_out(graph.outputs[output].value).1,
+            _ => (0..data.ty.rank()).collect(),
+        };
+        let mut shape = data.ty.shape.clone();
+        axes.iter().zip(&data.ty.shape).for_each(|(axis, extent)| shape[*axis] = extent.clone());
+        let strides = row_major(&shape)?;
+        let buffer = BufferId(plan.buffers.len() as u32);
+        plan.buffers.push(Buffer { dtype: data.ty.dtype, shape, place });
+        homes[value.index()] = Some(Home {
+            dense: axes.is_sorted(),
+            strides: axes.iter().map(|axis| strides[*axis].clone()).collect(),
+            ..Home::dense(buffer, &data.ty)?
+        });
         place_pieces(state, value, &mut homes)?;
     }
     Ok(homes)

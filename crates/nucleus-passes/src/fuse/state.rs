@@ -22,7 +22,7 @@ pub(crate) struct State {
     pub(crate) owner: Vec<Option<usize>>,
     /// True for values that lie in a buffer.
     pub(crate) stored: Vec<bool>,
-    /// The outputs that are this value, perhaps reshaped, if it is not stored anywhere else.
+    /// The outputs that are this value, perhaps with its axes in another order and then reshaped, if it is not stored anywhere else.
     pub(crate) output: Vec<Option<usize>>,
     /// True for values that are outputs themselves.
     pub(crate) is_output: Vec<bool>,
@@ -59,13 +59,8 @@ impl State {
             state.stored[value.index()] = !matches!(data.def, ValueDef::Result { .. });
         }
         for (position, output) in state.graph.outputs.iter().enumerate() {
-            let mut value = output.value;
-            state.is_output[value.index()] = true;
-            while let Some((node, _)) = state.graph.defining_node(value)
-                && let Op::Reshape { .. } = state.graph.node(node).op
-            {
-                value = state.graph.node(node).operands[0];
-            }
+            state.is_output[output.value.index()] = true;
+            let (value, _) = state.laid_out(output.value);
             let computed = state
                 .graph
                 .defining_node(value)
@@ -97,6 +92,28 @@ impl State {
             value = data.operands[0];
         }
         value
+    }
+
+    /// The value of which an output is another shape, behind that a transpose that keeps rows together, and the axes that its axes are before the
+    /// output is reshaped. Integers stay as they are: they are read whole.
+    pub(crate) fn laid_out(&self, output: Value) -> (Value, Vec<usize>) {
+        let mut value = output;
+        while let Some((_, data)) = self.def(value)
+            && let Op::Reshape { .. } = data.op
+        {
+            value = data.operands[0];
+        }
+        let mut axes: Vec<usize> = (0..self.graph.ty(value).rank()).collect();
+        while let Some((_, data)) = self.def(value)
+            && let Op::Transpose { permutation } = &data.op
+            && permutation.last() == axes.len().checked_sub(1).as_ref()
+            && self.graph.ty(value).dtype.is_float()
+        {
+            let outer = axes.clone();
+            permutation.iter().zip(outer).for_each(|(from, axis)| axes[*from] = axis);
+            value = data.operands[0];
+        }
+        (value, axes)
     }
 
     /// The coordinates of a view's operand, given those of its result; `None` where they are not affine.

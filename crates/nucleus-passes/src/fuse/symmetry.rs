@@ -77,7 +77,7 @@ impl Symmetry {
         use Class::{Any, Number, Polynomial, Symmetric};
         let classes: Vec<Class> = operands.iter().map(|operand| self.get(*operand)).collect();
         match (scalar, &classes[..]) {
-            (ScalarOp::Neg, [Polynomial(x)])
+            (ScalarOp::Neg | ScalarOp::Cast(_), [Polynomial(x)])
             | (ScalarOp::Mul, [Polynomial(x), Number] | [Number, Polynomial(x)])
             | (ScalarOp::Div, [Polynomial(x), Number]) => Polynomial(*x),
             (ScalarOp::Add | ScalarOp::Sub, [Polynomial(x), Polynomial(y)]) if x == y => Polynomial(*x),

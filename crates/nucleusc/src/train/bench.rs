@@ -116,6 +116,8 @@ pub(super) fn bench(
         parts.optimizer += start.elapsed().as_secs_f64();
         if step > 1 {
             steps.push(parts);
+        } else if arguments.profile {
+            engine.begin_optimizer_profile();
         }
     }
     let median = |of: fn(&Parts) -> f64| median(&steps.iter().map(of).collect::<Vec<f64>>());
@@ -127,6 +129,15 @@ pub(super) fn bench(
         Some(routine) if arguments.profile => launches.kinds(routine, limit),
         _ => Vec::new(),
     };
+    let optimizers: Vec<(&str, Vec<Kind>)> = engine
+        .optimizer_profile()
+        .filter_map(|program| {
+            let routine = program.routine();
+            let bindings = routine.bindings()?;
+            let kinds = profile::kinds(routine.plan(), program.profile(), repeat, bindings, limit);
+            Some((program.name(), kinds))
+        })
+        .collect();
     if let (Some(path), Some(routine)) = (&arguments.trace, engine.routine()) {
         launches.trace(path, routine)?;
     }
@@ -147,6 +158,10 @@ pub(super) fn bench(
         });
         if arguments.profile {
             value["profile"] = kinds.iter().map(Kind::json).collect();
+            value["optimizer_profile"] = optimizers
+                .iter()
+                .map(|(name, kinds)| json!({ "program": name, "profile": kinds.iter().map(Kind::json).collect::<Vec<Value>>() }))
+                .collect();
         }
         return report::print(&value.to_string());
     }
@@ -173,6 +188,9 @@ pub(super) fn bench(
     write!(text, "parameters and state {}, arenas {}", report::bytes(parameters), report::bytes(arenas))?;
     if arguments.profile {
         write!(text, "\n{}", profile::table(&kinds).trim_end())?;
+        for (name, kinds) in &optimizers {
+            write!(text, "\n{name}\n{}", profile::table(kinds).trim_end())?;
+        }
     }
     report::print(&text)
 }
