@@ -169,6 +169,8 @@ class TorchTrainer:
         self.compiled: Callable[[dict[str, torch.Tensor]], torch.Tensor] | None = None
 
     def compile(self) -> None:
+        # One code for every shape of matrices in both dtypes: beyond its limit torch.compile would fall back to eager mode.
+        torch._dynamo.config.recompile_limit = 64
         self.compiled = torch.compile(self._loss, dynamic=False)
         self.orthogonalize = torch.compile(newton_schulz, dynamic=False)
 

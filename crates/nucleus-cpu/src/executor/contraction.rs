@@ -2,6 +2,7 @@
 
 use nucleus_plan::{Access, Contraction};
 
+use super::ahead::Ahead;
 use super::combination::BoundCombination;
 use super::compiled::{CompiledContraction, CompiledEpilogue, Source};
 use super::launch::{BoundAccess, LaunchContext, product};
@@ -35,7 +36,7 @@ struct PartRun<'a> {
 /// What finishes a tile.
 enum BoundEpilogue {
     Combination(BoundCombination),
-    Function(BoundFunction),
+    Function(BoundFunction, Ahead),
 }
 
 /// Where a part's right factor comes from in a launch.
@@ -159,7 +160,7 @@ impl LaunchContext<'_> {
             unsafe {
                 match &part.epilogue {
                     BoundEpilogue::Combination(bound) => self.combine_region(bound, &region),
-                    BoundEpilogue::Function(bound) => self.call_bound(bound, &region),
+                    BoundEpilogue::Function(bound, ahead) => self.call_ahead(bound, ahead, &region),
                 }
             }
         };
@@ -198,6 +199,7 @@ impl LaunchContext<'_> {
         (batch, row_axes): (&[i64], &[i64]),
     ) -> Vec<PartRun<'a>> {
         let rows = product(row_axes);
+        let extents = [batch, row_axes].concat();
         let k = self.size(c.depth) as usize;
         let mut parts = Vec::with_capacity(c.parts.len());
         for (number, (part, compiled_part)) in c.parts.iter().zip(&compiled.parts).enumerate() {
@@ -218,9 +220,12 @@ impl LaunchContext<'_> {
             };
             let epilogue = match &compiled_part.epilogue {
                 CompiledEpilogue::Combination(form) => {
-                    BoundEpilogue::Combination(self.bind_combination(form, &[batch, row_axes].concat()))
+                    BoundEpilogue::Combination(self.bind_combination(form, &extents))
                 }
-                CompiledEpilogue::Function(shared) => BoundEpilogue::Function(self.bind_function(shared)),
+                CompiledEpilogue::Function(shared) => {
+                    let ahead = self.bind_ahead(&part.epilogue, &extents);
+                    BoundEpilogue::Function(self.bind_function(shared), ahead)
+                }
             };
             let group = part.whole_groups(1) as usize;
             let symmetric = part.symmetric && segments == 1 && group == 1 && rows == columns as i64;

@@ -1,5 +1,6 @@
 //! Runs a compiled plan: launch after launch, each over all threads.
 
+mod ahead;
 mod attention;
 mod bind;
 mod check;

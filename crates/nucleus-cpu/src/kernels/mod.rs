@@ -31,5 +31,5 @@ pub use invert_index::{InvertIndex, invert_index};
 pub use isa::{Isa, IsaError};
 pub use pack::{Matrix, PackItem, PackedLayout, Packing, pack_all, pack_b, packed_bytes};
 pub use rows::{RowBlock, RowSource};
-pub use simd::peak;
+pub use simd::{fetch, peak};
 pub use token_partition::{TokenPartition, partition_tokens};

@@ -53,6 +53,12 @@ pub(super) fn blocks<B: PartialEq>(
     blocks
 }
 
+/// `rows` rows cut into strips of at most `strip_rows`, all of nearly the same size.
+pub(super) fn strips(rows: usize, strip_rows: usize) -> Vec<usize> {
+    let count = rows.div_ceil(strip_rows);
+    (0..count).map(|strip| part(rows, count, strip).len()).collect()
+}
+
 /// The product that owns row `row` of a run of products, and the row's number in it.
 fn locate<B>(products: &[(usize, B)], mut row: usize) -> (usize, usize) {
     for (product, &(rows, _)) in products.iter().enumerate() {

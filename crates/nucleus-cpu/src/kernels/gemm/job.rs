@@ -1,11 +1,12 @@
 //! The two kinds of jobs of a round: staging rows of A, and multiplying a block of them with a group of columns.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use super::{Epilogue, PartLayout, Right, Run, Tile};
 use crate::kernels::element::{Operand, store_row};
 use crate::kernels::pack::{Matrix, Packing, PanelTile, SendPtr, TILE_DEPTH, pack_tile};
-use crate::kernels::partition::{Block, part, pieces};
+use crate::kernels::partition::{Block, part, pieces, strips};
 use crate::kernels::rows::RowSource;
 use crate::kernels::simd::{Ahead, CopyArgs, TileArgs, TileFn};
 use crate::threads::Worker;
@@ -54,8 +55,10 @@ struct Job<'a> {
     first_panel: usize,
     /// Panels of each segment.
     panels: usize,
-    /// Strips of the block that others compute: those above the job's columns, in a symmetric product.
+    /// Rows of the block that others compute: those above the job's columns, in a symmetric product.
     skipped: usize,
+    /// Rows in each register tile, from the first row that is computed on.
+    strips: Cow<'a, [usize]>,
 }
 
 /// What a job multiplies at a time.
@@ -106,16 +109,6 @@ impl Steps<'_> {
     }
 }
 
-/// Strips of a block of one product whose rows all lie above row `row`.
-fn strips_above(block: &Block, row: usize) -> usize {
-    let mut end = block.product_row;
-    let above = |rows: &&usize| {
-        end += **rows;
-        end <= row
-    };
-    block.strips.iter().take_while(above).count()
-}
-
 impl Round<'_> {
     pub(super) unsafe fn stage(&self, job: usize, worker: &mut Worker) {
         let run = self.run;
@@ -155,16 +148,21 @@ impl Round<'_> {
         let block = &self.blocks[block];
         // A block may go on in the next product, if both share a right operand.
         let alone = block.product_row + block.rows() <= self.run.problem.products[block.product].rows;
-        let skipped = if self.run.problem.parts[part].symmetric && alone {
-            strips_above(block, first_panel * layout.panel_cols)
+        let above = if self.run.problem.parts[part].symmetric && alone {
+            (first_panel * layout.panel_cols).saturating_sub(block.product_row)
         } else {
             0
         };
-        Job { block, part, first_panel, panels, skipped }
+        let (rows, skipped) = (block.rows(), above.min(block.rows()));
+        let strips = match skipped {
+            0 => Cow::Borrowed(block.strips.as_slice()),
+            _ => Cow::Owned(strips(rows - skipped, self.run.tiles.len())),
+        };
+        Job { block, part, first_panel, panels, skipped, strips }
     }
 
     fn steps(&self, job: &Job) -> Steps<'_> {
-        let panel_by_panel = job.block.strips.len() <= STREAM_STRIPS;
+        let panel_by_panel = job.strips.len() <= STREAM_STRIPS;
         let chunks = if panel_by_panel { &self.run.parts[job.part].stream } else { &self.run.chunks };
         let segments = self.run.problem.parts[job.part].segments;
         Steps { chunks, segments, panels: job.panels, panel_by_panel }
@@ -182,7 +180,7 @@ impl Round<'_> {
         let steps = self.steps(&job);
         let mut step = Steps::FIRST;
         // All of it lies above the diagonal.
-        if job.skipped == job.block.strips.len() {
+        if job.strips.is_empty() {
             return;
         }
         loop {
@@ -356,7 +354,7 @@ impl Round<'_> {
         let run = self.run;
         let (staged, layout) = (&run.staged, &run.parts[job.part].layout);
         let range = steps.chunks[step.chunk].clone();
-        let strips = &job.block.strips;
+        let strips = &job.strips;
         let b_rows = range.len().div_ceil(layout.row_depth);
         let words = staged.words_of(range.len());
         let chunk = self.right_factor(job, steps, step);
@@ -369,29 +367,22 @@ impl Round<'_> {
             // next chunk; the other steps of this chunk fetch the rest.
             let fetches =
                 if std::ptr::eq(tiles, run.kernels.widening_tiles) { words / 2 } else { words }.max(1);
-            let computed = strips.len() - job.skipped;
-            let share = (b_rows * layout.row_bytes).div_ceil(computed * fetches);
+            let share = (b_rows * layout.row_bytes).div_ceil(strips.len() * fetches);
             let place = step.segment * steps.panels + step.panel;
             let a_share = match staged.chunks > 1 && !run.direct {
                 true => part(4 * staged.stride, steps.segments * steps.panels, place),
                 false => 0..0,
             };
-            let mut row = 0;
-            let mut to = sums;
-            for (strip, &rows) in strips.iter().enumerate() {
-                if strip < job.skipped {
-                    row += rows;
-                    to = to.add(rows * row_stride);
-                    continue;
-                }
+            let mut row = job.skipped;
+            let mut to = sums.add(row * row_stride);
+            for (number, &rows) in strips.iter().enumerate() {
                 let left = self.left(job.block, row, range.start);
-                let number = strip - job.skipped;
                 let next_b = match next {
                     RightChunk::Packed(next) => {
                         Ahead { at: next.wrapping_add(number * fetches * share), stride: share }
                     }
                     RightChunk::Stored(next) => {
-                        self.fetch_stored(next, computed, number);
+                        self.fetch_stored(next, strips.len(), number);
                         // What is near anyway.
                         Ahead { at: to.cast_const().cast(), stride: 0 }
                     }

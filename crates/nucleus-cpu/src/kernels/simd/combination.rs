@@ -7,6 +7,9 @@ use crate::kernels::element::{Element, bf16_from_f32, f32_from_bf16};
 /// Computes a combination of so many terms and outputs.
 pub(in crate::kernels) type CombineFn = unsafe fn(&Combination);
 
+/// How many rows ahead stored matrices are fetched: they may come from memory, in pieces of rows that are too short for the machine to see a pattern.
+const AHEAD: usize = 8;
+
 /// Every operation rounds, in registers as one by one, so that no bit depends on where a tile of columns ends.
 ///
 /// # Safety
@@ -24,6 +27,7 @@ pub(super) unsafe fn combine<S: Simd, const TERMS: usize, const OUTPUTS: usize>(
                 let mut value = S::mul(of_sums, S::load(sums.add(col)));
                 for term in combination.terms.iter().take(TERMS) {
                     let at = element_of(term, row, col);
+                    S::prefetch_near(element_of(term, row + AHEAD, col));
                     let stored = match term.element {
                         Element::Bf16 => S::load_bf16(at.cast()),
                         _ => S::load(at.cast()),

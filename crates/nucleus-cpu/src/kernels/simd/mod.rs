@@ -277,6 +277,13 @@ pub fn peak(isa: Isa, operand: Operand, iterations: usize) -> usize {
     unsafe { run(iterations) }
 }
 
+/// Hints that `bytes` bytes from `first` on, which need not be readable, will be read soon.
+pub fn fetch(isa: Isa, first: *const u8, bytes: usize) {
+    let start = first.addr() % 64;
+    // SAFETY: a hint reads nothing, and `isa` is one that this machine has.
+    unsafe { (kernels(isa).prefetch)(first.wrapping_sub(start), start + bytes) };
+}
+
 /// The table of one instruction set: the generic loops instantiated in functions compiled for its features.
 macro_rules! kernel_table {
     ($name:ident, $simd:ty, $features:literal, rows: [$($rows:literal)*], $bf16:expr, $peak_bf16:expr) => {
