@@ -355,10 +355,9 @@ impl Recogniser<'_> {
     fn apply(&mut self, op: ScalarOp, args: &[Value]) -> Option<Value> {
         use Value::{Multiple, Narrow, Number, Rounded};
         match (op, args) {
-            (
-                ScalarOp::Add | ScalarOp::Sub | ScalarOp::Mul | ScalarOp::Div,
-                &[Number(x), Number(y)],
-            ) => Some(Number(self.arithmetic(op, x, y))),
+            (ScalarOp::Add | ScalarOp::Sub | ScalarOp::Mul | ScalarOp::Div, &[Number(x), Number(y)]) => {
+                Some(Number(self.arithmetic(op, x, y)))
+            }
             (ScalarOp::Neg, &[Number(x)]) => Some(Number(self.negative(x))),
             (
                 ScalarOp::Mul,

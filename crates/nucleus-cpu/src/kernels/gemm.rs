@@ -219,6 +219,8 @@ struct Run<'a> {
     problem: &'a Gemm<'a>,
     kernels: &'static Kernels,
     tiles: &'static [TileFn],
+    /// The tiles for half of a panel's columns.
+    half_tiles: &'static [TileFn],
     staged: StagedRows,
     /// Rows of A are read where they lie, without being staged.
     direct: bool,
@@ -245,7 +247,7 @@ struct PartLayout {
 impl<'a> Run<'a> {
     fn new(problem: &'a Gemm<'a>, workers: usize) -> Self {
         let kernels = kernels(problem.isa);
-        let tiles = kernels.tiles(problem.operand).0;
+        let [tiles, half_tiles] = kernels.tiles(problem.operand).0;
         // All parts have the same products in common, but neighbours may share B in one part and not in another.
         let shares = |product: usize| {
             problem.parts.iter().all(|part| part.b.address(product) == part.b.address(product - 1))
@@ -297,6 +299,7 @@ impl<'a> Run<'a> {
             problem,
             kernels,
             tiles,
+            half_tiles,
             staged,
             direct,
             stage_rows: if problem.products.iter().any(by_columns) { STAGE_COLUMNS } else { STAGE_ROWS },

@@ -385,7 +385,7 @@ impl GradQueries<'_> {
     unsafe fn key_gradients(&self, block: &Block, keys: usize, scratch: &Scratch) {
         let (cols, count) = (self.table.panel_cols, block.item.keys_of(keys));
         // Pairs are summed over where the tables of attention say so.
-        let tiles = self.kernels.tiles(self.table.words).0;
+        let [tiles, _] = self.kernels.tiles(self.table.words).0;
         let (a_stride, c_stride) = (self.weight_stride(block.panels), self.sum_stride());
         for (of_values, weights, factor) in [(false, scratch.u, scratch.q), (true, scratch.p, scratch.dy)] {
             let place = self.sum_offset(block.item, of_values, keys * block.item.block_keys);

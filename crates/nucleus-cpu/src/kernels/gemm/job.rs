@@ -59,6 +59,8 @@ struct Job<'a> {
     skipped: usize,
     /// Rows in each register tile, from the first row that is computed on.
     strips: Cow<'a, [usize]>,
+    /// Strips of which others compute the right half of the job's panel.
+    halved: usize,
 }
 
 /// What a job multiplies at a time.
@@ -148,17 +150,31 @@ impl Round<'_> {
         let block = &self.blocks[block];
         // A block may go on in the next product, if both share a right operand.
         let alone = block.product_row + block.rows() <= self.run.problem.products[block.product].rows;
-        let above = if self.run.problem.parts[part].symmetric && alone {
-            (first_panel * layout.panel_cols).saturating_sub(block.product_row)
-        } else {
-            0
+        if !(self.run.problem.parts[part].symmetric && alone) {
+            let strips = Cow::Borrowed(block.strips.as_slice());
+            return Job { block, part, first_panel, panels, skipped: 0, strips, halved: 0 };
+        }
+        // Symmetric products have jobs of one panel.
+        let above = |col: usize| col.saturating_sub(block.product_row).min(block.rows());
+        let col = first_panel * layout.panel_cols;
+        let skipped = above(col);
+        let strips = strips(block.rows() - skipped, self.run.tiles.len());
+        let right = col + self.owned_columns(part);
+        let mut end = skipped;
+        let lies_above = |rows: &&usize| {
+            end += **rows;
+            end <= above(right)
         };
-        let (rows, skipped) = (block.rows(), above.min(block.rows()));
-        let strips = match skipped {
-            0 => Cow::Borrowed(block.strips.as_slice()),
-            _ => Cow::Owned(strips(rows - skipped, self.run.tiles.len())),
-        };
-        Job { block, part, first_panel, panels, skipped, strips }
+        let halved = strips.iter().take_while(lies_above).count();
+        let halved = if right < col + layout.panel_cols { halved } else { 0 };
+        Job { block, part, first_panel, panels, skipped, strips: Cow::Owned(strips), halved }
+    }
+
+    /// Columns of a symmetric product whose rows begin together, where the diagonal crosses the first of them; what lies above is copied from below.
+    /// Half panels where factors are bf16. Sums of f32 products that are symmetric but for rounding are copied as rarely as can be.
+    fn owned_columns(&self, part: usize) -> usize {
+        let cols = self.run.parts[part].layout.panel_cols;
+        if self.run.problem.operand == Operand::Bf16 { cols / 2 } else { cols }
     }
 
     fn steps(&self, job: &Job) -> Steps<'_> {
@@ -218,22 +234,28 @@ impl Round<'_> {
         }
     }
 
-    /// Finishes a tile of a symmetric product: its rows from the first of its columns on, and those behind the last of its columns once
-    /// more, as columns. So every element is finished once, whatever the tiles.
+    /// Finishes a tile of a symmetric product, one panel wide. Columns that are owned together have the rows from their first column on, and those
+    /// behind their last column once more, as columns. So every element is finished once, and which is copied from which depends on neither
+    /// tiles nor blocks.
     unsafe fn finish_mirrored(&self, part: usize, tile: &Tile, worker: &mut Worker) {
-        let (first, end) = (tile.row.max(tile.col), tile.row + tile.rows);
-        let below = tile.row.max(tile.col + tile.cols);
+        let left = self.owned_columns(part).min(tile.cols);
+        let (middle, right) = (tile.col + left, tile.col + tile.cols);
         let row_at = |row: usize| tile.acc.wrapping_add((row - tile.row) * tile.row_stride);
-        if below < end {
-            let stride = (end - below).next_multiple_of(MIRROR_LANES);
-            // Before the epilogue, which may overwrite sums.
-            let mirror = worker.scratch(MIRROR_SLOT, 4 * stride * tile.cols).cast::<f32>();
+        let within = |first: usize, end: usize| {
+            let (first, end) = (first.max(tile.row), end.min(tile.row + tile.rows));
+            (first < end).then_some(first..end)
+        };
+        // Before the epilogue, which may overwrite sums.
+        for (rows, cols) in [(within(middle, right), left), (within(right, usize::MAX), tile.cols)] {
+            let Some(rows) = rows else { continue };
+            let stride = rows.len().next_multiple_of(MIRROR_LANES);
+            let mirror = worker.scratch(MIRROR_SLOT, 4 * stride * cols).cast::<f32>();
             // SAFETY: the source lies within the tile, the destination within the scratch.
             unsafe {
                 (self.run.kernels.transpose_f32)(&CopyArgs {
-                    rows: end - below,
-                    cols: tile.cols,
-                    source: row_at(below).cast_const().cast(),
+                    rows: rows.len(),
+                    cols,
+                    source: row_at(rows.start).cast_const().cast(),
                     source_stride: tile.row_stride,
                     destination: mirror,
                     destination_stride: stride,
@@ -242,9 +264,9 @@ impl Round<'_> {
                     part,
                     &Tile {
                         row: tile.col,
-                        rows: tile.cols,
-                        col: below,
-                        cols: end - below,
+                        rows: cols,
+                        col: rows.start,
+                        cols: rows.len(),
                         acc: mirror,
                         row_stride: stride,
                         segment_stride: 0,
@@ -253,11 +275,11 @@ impl Round<'_> {
                 );
             }
         }
-        if first < end {
+        for (rows, cols) in [(within(tile.col, middle), left), (within(middle, usize::MAX), tile.cols)] {
+            let Some(rows) = rows else { continue };
+            let acc = row_at(rows.start);
             // SAFETY: rows of the tile.
-            unsafe {
-                self.finish(part, &Tile { row: first, rows: end - first, acc: row_at(first), ..*tile })
-            };
+            unsafe { self.finish(part, &Tile { row: rows.start, rows: rows.len(), cols, acc, ..*tile }) };
         }
     }
 
@@ -373,6 +395,10 @@ impl Round<'_> {
                 true => part(4 * staged.stride, steps.segments * steps.panels, place),
                 false => 0..0,
             };
+            // Tiles for half of the columns, where others compute the rest or there is none.
+            let half_tiles = if std::ptr::eq(tiles, run.tiles) { run.half_tiles } else { tiles };
+            let col = (job.first_panel + step.panel) * layout.panel_cols;
+            let narrow = run.problem.parts[job.part].n - col <= layout.panel_cols / 2;
             let mut row = job.skipped;
             let mut to = sums.add(row * row_stride);
             for (number, &rows) in strips.iter().enumerate() {
@@ -400,6 +426,7 @@ impl Round<'_> {
                         stride: (rows * a_share.len()).div_ceil(fetches),
                     }
                 };
+                let tiles = if narrow || number < job.halved { half_tiles } else { tiles };
                 tiles[rows - 1](&TileArgs {
                     steps: words,
                     a: left.at,

@@ -565,13 +565,15 @@ fn factors_in_memory_of_every_order_and_type_agree_with_the_definition_and_with_
 fn symmetric_products_have_the_same_bits() {
     for (n, k, batch) in [(1, 3, 1), (31, 40, 2), (150, 65, 3), (336, 100, 2), (600, 33, 1)] {
         let matrices: Vec<Vec<f32>> = (0..batch).map(|item| values(7 + item, n * k)).collect();
-        for isa in Isa::supported() {
-            let whole = square(isa, &matrices, (n, k), (false, 1, Blocking::default()));
+        let kinds =
+            Isa::supported().into_iter().flat_map(|isa| [Operand::F32, Operand::Bf16].map(|to| (isa, to)));
+        for kind in kinds {
+            let whole = square(kind, &matrices, (n, k), (false, 1, Blocking::default()));
             for threads in [1, 2, 4] {
                 for blocking in [Blocking::default(), Blocking { rows: 36, columns: 64, depth: 32 }] {
-                    let half = square(isa, &matrices, (n, k), (true, threads, blocking));
+                    let half = square(kind, &matrices, (n, k), (true, threads, blocking));
                     let same = half.iter().zip(&whole).all(|(half, whole)| half.to_bits() == whole.to_bits());
-                    assert!(same, "{n} × {k}, {isa:?}, {threads} threads, {blocking:?}");
+                    assert!(same, "{n} × {k}, {kind:?}, {threads} threads, {blocking:?}");
                 }
             }
         }
@@ -580,7 +582,7 @@ fn symmetric_products_have_the_same_bits() {
 
 /// x·xᵀ of every matrix, by an epilogue that overwrites the sums that it is given.
 fn square(
-    isa: Isa,
+    (isa, operand): (Isa, Operand),
     matrices: &[Vec<f32>],
     (n, k): (usize, usize),
     (symmetric, threads, blocking): (bool, usize, Blocking),
@@ -622,11 +624,11 @@ fn square(
         segments: 1,
         column_multiple: 1,
         symmetric,
-        packing: Packing::of(Operand::F32, Element::F32),
+        packing: Packing::of(operand, Element::F32),
         b: Right::Stored { matrices: &right, segment_stride: 0 },
         epilogue: Epilogue::Call(&finish),
     };
-    let problem = Gemm { isa, operand: Operand::F32, k, blocking, products: &products, parts: &[part] };
+    let problem = Gemm { isa, operand, k, blocking, products: &products, parts: &[part] };
     // SAFETY: matrices have the sizes of the problem, and every element of c has a place.
     unsafe { gemm(&threads, &problem) };
     c.into_iter().map(|bits| f32::from_bits(bits.into_inner())).collect()

@@ -197,51 +197,70 @@ impl Words for PairWords {
     }
 }
 
-static BF16_TILES: &[TileFn] = &[
-    bf16_tile::<1>,
-    bf16_tile::<2>,
-    bf16_tile::<3>,
-    bf16_tile::<4>,
-    bf16_tile::<5>,
-    bf16_tile::<6>,
-    bf16_tile::<7>,
-    bf16_tile::<8>,
-    bf16_tile::<9>,
-    bf16_tile::<10>,
-    bf16_tile::<11>,
-    bf16_tile::<12>,
+static BF16_TILES: [&[TileFn]; 2] = [
+    &[
+        bf16_tile::<1, 2>,
+        bf16_tile::<2, 2>,
+        bf16_tile::<3, 2>,
+        bf16_tile::<4, 2>,
+        bf16_tile::<5, 2>,
+        bf16_tile::<6, 2>,
+        bf16_tile::<7, 2>,
+        bf16_tile::<8, 2>,
+        bf16_tile::<9, 2>,
+        bf16_tile::<10, 2>,
+        bf16_tile::<11, 2>,
+        bf16_tile::<12, 2>,
+    ],
+    &[
+        bf16_tile::<1, 1>,
+        bf16_tile::<2, 1>,
+        bf16_tile::<3, 1>,
+        bf16_tile::<4, 1>,
+        bf16_tile::<5, 1>,
+        bf16_tile::<6, 1>,
+        bf16_tile::<7, 1>,
+        bf16_tile::<8, 1>,
+        bf16_tile::<9, 1>,
+        bf16_tile::<10, 1>,
+        bf16_tile::<11, 1>,
+        bf16_tile::<12, 1>,
+    ],
 ];
 
 /// [`tile::multiply`] over bf16 pairs: each step adds two products to every sum.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn bf16_tile<const ROWS: usize>(args: &TileArgs) {
-    const COLS: usize = 2 * Avx512::LANES;
+unsafe fn bf16_tile<const ROWS: usize, const COLS: usize>(args: &TileArgs) {
+    const WIDTH: usize = 2 * Avx512::LANES;
     // SAFETY: all addresses are within the ranges that `TileArgs` describes; __m512bh is any 512 bits.
     unsafe {
         let pairs = |value: __m512i| std::mem::transmute::<__m512i, __m512bh>(value);
         let mut ahead = args.ahead;
-        let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+        let mut sums = [[_mm512_setzero_ps(); COLS]; ROWS];
         if args.add {
             for (row, sums) in sums.iter_mut().enumerate() {
                 let c = args.c.add(row * args.c_stride);
-                *sums = [_mm512_loadu_ps(c), _mm512_loadu_ps(c.add(16))];
+                *sums = std::array::from_fn(|col| _mm512_loadu_ps(c.add(col * Avx512::LANES)));
             }
         }
         for step in 0..args.steps {
-            let b = args.b.add(step * COLS);
-            let left = pairs(_mm512_loadu_si512(b.cast()));
-            let right = pairs(_mm512_loadu_si512(b.add(16).cast()));
+            let b = args.b.add(step * WIDTH);
+            let b: [__m512bh; COLS] =
+                std::array::from_fn(|col| pairs(_mm512_loadu_si512(b.add(col * Avx512::LANES).cast())));
             tile::fetch_ahead::<Avx512>(&mut ahead);
             for (row, sums) in sums.iter_mut().enumerate() {
                 let value = *args.a.add(row * args.a_stride + step);
                 let value = pairs(_mm512_set1_epi32(value.cast_signed()));
-                *sums = [_mm512_dpbf16_ps(sums[0], value, left), _mm512_dpbf16_ps(sums[1], value, right)];
+                for (sum, b) in sums.iter_mut().zip(b) {
+                    *sum = _mm512_dpbf16_ps(*sum, value, b);
+                }
             }
         }
         for (row, sums) in sums.into_iter().enumerate() {
             let c = args.c.add(row * args.c_stride);
-            _mm512_storeu_ps(c, sums[0]);
-            _mm512_storeu_ps(c.add(16), sums[1]);
+            for (col, sum) in sums.into_iter().enumerate() {
+                _mm512_storeu_ps(c.add(col * Avx512::LANES), sum);
+            }
         }
     }
 }

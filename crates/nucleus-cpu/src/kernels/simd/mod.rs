@@ -181,12 +181,14 @@ pub(super) struct Kernels {
     pub(super) panel_cols: usize,
     /// Tile kernels for 1, 2, … rows over f32 words.
     pub(super) f32_tiles: &'static [TileFn],
+    /// The same for the first half of a panel's columns; the others are left alone.
+    pub(super) f32_half_tiles: &'static [TileFn],
     /// Tile kernels whose a is f32 words and whose b is bf16 pairs.
     pub(super) widening_tiles: &'static [TileFn],
     /// Tile kernels whose a is f32 words and whose b is i8.
     pub(super) i8_tiles: &'static [TileFn],
-    /// Tile kernels over bf16 pairs, where the machine multiplies them directly.
-    pub(super) bf16_tiles: Option<&'static [TileFn]>,
+    /// Tile kernels over bf16 pairs, where the machine multiplies them directly, for all of a panel's columns and for half of them.
+    pub(super) bf16_tiles: Option<[&'static [TileFn]; 2]>,
     /// Turns `words` bf16 pairs, grouped by panel row, into twice as many panel rows of f32.
     pub(super) widen: unsafe fn(*const u32, usize, *mut f32),
     /// Turns `count` i8 into as many f32.
@@ -222,11 +224,13 @@ pub(super) struct Kernels {
 }
 
 impl Kernels {
-    /// The tile kernels that multiply `operand`, and what one of their words holds.
-    pub(super) fn tiles(&self, operand: Operand) -> (&'static [TileFn], Operand) {
+    /// The tile kernels that multiply `operand`, those for half of a panel's columns, and what one of their words holds.
+    pub(super) fn tiles(&self, operand: Operand) -> ([&'static [TileFn]; 2], Operand) {
         match (operand, self.bf16_tiles) {
             (Operand::Bf16, Some(tiles)) => (tiles, Operand::Bf16),
-            (Operand::Bf16, None) | (Operand::F32, _) => (self.f32_tiles, Operand::F32),
+            (Operand::Bf16, None) | (Operand::F32, _) => {
+                ([self.f32_tiles, self.f32_half_tiles], Operand::F32)
+            }
         }
     }
 }
@@ -295,7 +299,12 @@ macro_rules! kernel_table {
             #[target_feature(enable = $features)]
             unsafe fn f32_tile<const ROWS: usize>(args: &TileArgs) {
                 // SAFETY: passed on; this function is compiled for the features that the trait needs.
-                unsafe { tile::multiply::<$simd, ROWS>(args) }
+                unsafe { tile::multiply::<$simd, ROWS, 2>(args) }
+            }
+            #[target_feature(enable = $features)]
+            unsafe fn f32_half_tile<const ROWS: usize>(args: &TileArgs) {
+                // SAFETY: passed on.
+                unsafe { tile::multiply::<$simd, ROWS, 1>(args) }
             }
             #[target_feature(enable = $features)]
             unsafe fn widening_tile<const ROWS: usize>(args: &TileArgs) {
@@ -390,6 +399,7 @@ macro_rules! kernel_table {
             $crate::kernels::simd::Kernels {
                 panel_cols: 2 * <$simd as Simd>::LANES,
                 f32_tiles: &[$(f32_tile::<$rows>),*],
+                f32_half_tiles: &[$(f32_half_tile::<$rows>),*],
                 widening_tiles: &[$(widening_tile::<$rows>),*],
                 i8_tiles: &[$(i8_tile::<$rows>),*],
                 bf16_tiles: $bf16,

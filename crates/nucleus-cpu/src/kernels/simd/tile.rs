@@ -28,33 +28,41 @@ impl Rows {
     }
 }
 
-/// The sums of `ROWS` rows × two registers of columns.
-struct Sums<S: Simd, const ROWS: usize>([[S::V; 2]; ROWS]);
+/// The sums of `ROWS` rows × `COLS` registers of columns.
+struct Sums<S: Simd, const ROWS: usize, const COLS: usize>([[S::V; COLS]; ROWS]);
 
-impl<S: Simd, const ROWS: usize> Sums<S, ROWS> {
+impl<S: Simd, const ROWS: usize, const COLS: usize> Sums<S, ROWS, COLS> {
     #[inline(always)]
     unsafe fn begin(args: &TileArgs) -> Self {
         // SAFETY: `c` has `ROWS` rows of two registers, as `TileArgs` says.
         unsafe {
-            let mut sums = [[S::splat(0.0); 2]; ROWS];
+            let mut sums = [[S::splat(0.0); COLS]; ROWS];
             if args.add {
                 for (row, sums) in sums.iter_mut().enumerate() {
-                    let c = args.c.add(row * args.c_stride);
-                    *sums = [S::load(c), S::load(c.add(S::LANES))];
+                    *sums = Self::row(args.c.add(row * args.c_stride));
                 }
             }
             Self(sums)
         }
     }
 
+    /// `COLS` registers from `at` on.
+    #[inline(always)]
+    unsafe fn row(at: *const f32) -> [S::V; COLS] {
+        // SAFETY: the caller's promise.
+        unsafe { std::array::from_fn(|col| S::load(at.add(col * S::LANES))) }
+    }
+
     /// Adds the products of one k: the column of A at `a`, the row of B in `b`.
     #[inline(always)]
-    unsafe fn step(&mut self, a: &Rows, k: usize, b: [S::V; 2]) {
+    unsafe fn step(&mut self, a: &Rows, k: usize, b: [S::V; COLS]) {
         for (row, sums) in self.0.iter_mut().enumerate() {
             // SAFETY: `a` has `ROWS` rows.
             unsafe {
                 let value = S::splat(*a.at(row, k));
-                *sums = [S::mul_add(value, b[0], sums[0]), S::mul_add(value, b[1], sums[1])];
+                for (sum, b) in sums.iter_mut().zip(b) {
+                    *sum = S::mul_add(value, b, *sum);
+                }
             }
         }
     }
@@ -65,28 +73,29 @@ impl<S: Simd, const ROWS: usize> Sums<S, ROWS> {
             // SAFETY: as for `begin`.
             unsafe {
                 let c = args.c.add(row * args.c_stride);
-                S::store(c, sums[0]);
-                S::store(c.add(S::LANES), sums[1]);
+                for (col, sum) in sums.into_iter().enumerate() {
+                    S::store(c.add(col * S::LANES), sum);
+                }
             }
         }
     }
 }
 
-/// A tile of `ROWS` × two registers over f32 words. Each element is one chain of multiply-adds in ascending k,
-/// whatever `ROWS` is.
+/// A tile of `ROWS` × `COLS` registers over f32 words, of a panel of two registers. Each element is one chain of multiply-adds in ascending k,
+/// whatever `ROWS` and `COLS` are.
 ///
 /// # Safety
 /// The ranges of [`TileArgs`] are valid for `ROWS` rows.
 #[inline(always)]
-pub(super) unsafe fn multiply<S: Simd, const ROWS: usize>(args: &TileArgs) {
+pub(super) unsafe fn multiply<S: Simd, const ROWS: usize, const COLS: usize>(args: &TileArgs) {
     let width = 2 * S::LANES;
     let (mut a, mut b, mut ahead) = (Rows::new(args), args.b.cast::<f32>(), args.ahead);
     // SAFETY: all reads are within the ranges the caller vouches for.
     unsafe {
-        let mut sums = Sums::<S, ROWS>::begin(args);
+        let mut sums = Sums::<S, ROWS, COLS>::begin(args);
         for _ in 0..args.steps {
             fetch_ahead::<S>(&mut ahead);
-            sums.step(&a, 0, [S::load(b), S::load(b.add(S::LANES))]);
+            sums.step(&a, 0, Sums::<S, ROWS, COLS>::row(b));
             a.advance(1);
             b = b.add(width);
         }
@@ -104,7 +113,7 @@ pub(super) unsafe fn multiply_widening<S: Simd, const ROWS: usize>(args: &TileAr
     let (mut a, mut b, mut ahead) = (Rows::new(args), args.b, args.ahead);
     // SAFETY: all reads are within the ranges the caller vouches for.
     unsafe {
-        let mut sums = Sums::<S, ROWS>::begin(args);
+        let mut sums = Sums::<S, ROWS, 2>::begin(args);
         for _ in 0..args.steps / 2 {
             let (left, right) = (S::load_pairs(b), S::load_pairs(b.add(S::LANES)));
             fetch_ahead::<S>(&mut ahead);
@@ -131,7 +140,7 @@ pub(super) unsafe fn multiply_i8<S: Simd, const ROWS: usize>(args: &TileArgs) {
     let (mut a, mut b, mut ahead) = (Rows::new(args), args.b.cast::<i8>(), args.ahead);
     // SAFETY: all reads are within the ranges the caller vouches for.
     unsafe {
-        let mut sums = Sums::<S, ROWS>::begin(args);
+        let mut sums = Sums::<S, ROWS, 2>::begin(args);
         for _ in 0..args.steps {
             fetch_ahead::<S>(&mut ahead);
             sums.step(&a, 0, [S::load_i8(b), S::load_i8(b.add(S::LANES))]);
