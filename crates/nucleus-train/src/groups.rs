@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use nucleus_ir::DType;
+
 use thiserror::Error;
 
 /// Weights under one optimiser with one set of numbers.
@@ -56,8 +58,10 @@ pub struct Muon {
     pub nesterov: bool,
     /// Newton–Schulz steps.
     pub ns_steps: usize,
-    /// What those steps multiply, and in which precision.
+    /// What those steps multiply.
     pub ns_form: NsForm,
+    /// To what those steps round the factors of products, f32 or bf16. Sums, and the matrix from step to step, are f32.
+    pub ns_dtype: DType,
     /// How the step depends on the matrix's sizes.
     pub adjust_lr: AdjustLr,
     /// How a weight holds two matrices.
@@ -73,21 +77,20 @@ impl Default for Muon {
             nesterov: true,
             ns_steps: 5,
             ns_form: NsForm::Gram,
+            ns_dtype: DType::F32,
             adjust_lr: AdjustLr::MatchRmsAdamW,
             halves: Halves::Auto,
         }
     }
 }
 
-/// What the steps of the Newton–Schulz iteration multiply. All forms are the same function of the matrix; they round differently.
+/// What the steps of the Newton–Schulz iteration multiply. Both forms are the same function of the matrix; they round differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NsForm {
     /// The small Gram matrix XXᵀ of a matrix that is not a square: fewer operations, a digit less of precision.
     Gram,
     /// The matrix itself.
     Direct,
-    /// The matrix itself, factors of products rounded to bf16. Sums, and the matrix from step to step, are f32.
-    DirectBf16,
 }
 
 /// How Muon's step depends on the sizes of a matrix.

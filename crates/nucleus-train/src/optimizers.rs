@@ -53,6 +53,7 @@ struct MuonKey {
     nesterov: bool,
     ns_steps: usize,
     ns_form: NsForm,
+    ns_dtype: DType,
     original: bool,
 }
 
@@ -63,6 +64,8 @@ pub struct Program {
     name: String,
     routine: Routine,
     profile: Profile,
+    /// Runs that the profile is of.
+    runs: usize,
 }
 
 impl Program {
@@ -76,9 +79,9 @@ impl Program {
         &self.routine
     }
 
-    /// Times of its launches since profiling began.
-    pub fn profile(&self) -> &Profile {
-        &self.profile
+    /// Times of its launches, added up over all runs since profiling began, and how many those are.
+    pub fn profile(&self) -> (&Profile, usize) {
+        (&self.profile, self.runs)
     }
 
     fn run(
@@ -87,6 +90,7 @@ impl Program {
         arguments: &mut Arguments<'_>,
         profiled: bool,
     ) -> Result<(), OptimizerError> {
+        self.runs += usize::from(profiled);
         let profile = profiled.then_some(&mut self.profile);
         let ran = self.routine.run(dims, arguments, profile);
         ran.map_err(|source| OptimizerError::Routine { name: self.text, source: Box::new(source) })
@@ -147,6 +151,7 @@ impl Optimizers {
         let of_matrices = self.muon.values_mut().chain(self.orthogonality.values_mut());
         for program in of_matrices.chain([&mut self.sum_of_squares, &mut self.accumulate, &mut self.adamw]) {
             program.profile = Profile::default();
+            program.runs = 0;
         }
     }
 
@@ -154,7 +159,7 @@ impl Optimizers {
     pub fn profiled(&self) -> impl Iterator<Item = &Program> {
         let of_matrices = self.muon.values().chain(self.orthogonality.values());
         let all = [&self.sum_of_squares, &self.accumulate, &self.adamw].into_iter().chain(of_matrices);
-        all.filter(|program| !program.profile.seconds.is_empty())
+        all.filter(|program| program.runs > 0)
     }
 
     /// The sum of the squares of all gradients.
@@ -319,8 +324,8 @@ impl MuonKey {
             (true, false) => (2 * layout.rows, layout.columns, "rows"),
         };
         let original = muon.adjust_lr == AdjustLr::Original;
-        let Muon { nesterov, ns_steps, ns_form, .. } = *muon;
-        MuonKey { count, rows, columns, halves, nesterov, ns_steps, ns_form, original }
+        let Muon { nesterov, ns_steps, ns_form, ns_dtype, .. } = *muon;
+        MuonKey { count, rows, columns, halves, nesterov, ns_steps, ns_form, ns_dtype, original }
     }
 
     fn name(&self) -> String {
@@ -333,10 +338,9 @@ impl MuonKey {
     }
 
     fn settings(&self) -> [(&'static str, String); 9] {
-        let (form, dtype) = match self.ns_form {
-            NsForm::Gram => ("gram", "f32"),
-            NsForm::Direct => ("direct", "f32"),
-            NsForm::DirectBf16 => ("gram", "bf16"),
+        let form = match self.ns_form {
+            NsForm::Gram => "gram",
+            NsForm::Direct => "direct",
         };
         let adjust = if self.original { "original" } else { "match_rms_adamw" };
         [
@@ -347,7 +351,7 @@ impl MuonKey {
             ("nesterov", self.nesterov.to_string()),
             ("ns_steps", self.ns_steps.to_string()),
             ("ns_form", form.to_owned()),
-            ("ns_dtype", dtype.to_owned()),
+            ("ns_dtype", self.ns_dtype.name().to_owned()),
             ("adjust_lr", adjust.to_owned()),
         ]
     }
@@ -392,7 +396,7 @@ fn program(
     let plan = model().map_err(|source| OptimizerError::Model { name: text, source })?;
     let routine = Routine::new(plan, backend, None)
         .map_err(|source| OptimizerError::Routine { name: text, source: Box::new(source) })?;
-    Ok(Program { text, name, routine, profile: Profile::default() })
+    Ok(Program { text, name, routine, profile: Profile::default(), runs: 0 })
 }
 
 #[cfg(test)]

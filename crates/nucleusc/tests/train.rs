@@ -112,8 +112,22 @@ fn a_bench_times_steps_and_writes_nothing() {
     for name in ["attention_grad f32", "grouped_matmul f32", "matmul f32", "expert_choice"] {
         assert!(kinds.iter().any(|kind| kind["kernel"] == name), "no `{name}` in {json}");
     }
+    // What the optimisers' programs take is most of their time, and no more than it.
+    let programs = json["optimizer_profile"].as_array().expect("a list");
+    let name = |program: &serde_json::Value| program["program"].as_str().expect("a name").to_owned();
+    let names: Vec<String> = programs.iter().map(name).collect();
+    assert!(names.iter().any(|name| name == "gradient norm") && names.iter().any(|name| name == "adamw"));
+    assert!(names.iter().any(|name| name.starts_with("muon ")), "{names:?}");
+    let seconds = |kind: &serde_json::Value| kind["seconds"].as_f64().expect("a number");
+    let of_program = |program: &serde_json::Value| -> f64 {
+        program["profile"].as_array().expect("a list").iter().map(seconds).sum()
+    };
+    let launches: f64 = programs.iter().map(of_program).sum();
+    assert!(launches > 0.0 && launches <= number("optimizer_seconds"), "{json}");
     let said = succeeds(&run.write(), &["--bench", "2", "--profile"]);
-    for part in ["forward and backward", "optimisers", "% of the", "predicted s", "attention_grad"] {
+    for part in
+        ["forward and backward", "optimisers", "% of the", "predicted s", "attention_grad", "gradient norm"]
+    {
         assert!(said.contains(part), "no `{part}` in {said}");
     }
     assert!(!run.out().exists());

@@ -278,3 +278,41 @@ fn gathers_of_rows_and_of_elements() {
         check(&Case { text: GATHER, dims: &[("B", b), ("C", c), ("S", 5)], value: &value, ..DEFAULT });
     }
 }
+
+/// Two of three matrices have the axes of the space in another order of memory, in which the map is then walked; the output is in the space's.
+#[test]
+fn axes_are_walked_as_most_of_memory_lies() {
+    let text = "
+    dim N;
+    input x: f32[3, 700, 2, 36] per step;
+    input y: bf16[3, 700, 2, 36] per step;
+    input s: f32[N] per step;
+    output z: f32[N, 3, 2, 700, 36];
+    buffer b0: f32[3, 700, 2, 36] input 0;
+    buffer b1: bf16[3, 700, 2, 36] input 1;
+    buffer b2: f32[N] input 2;
+    buffer b3: f32[N, 3, 2, 700, 36] output 0;
+    kernel k0(read f32, read bf16, read f32, write f32) sizes 1 map {
+        space s0, 3, 2, 700, 36;
+        function {
+            v0 = load o0[50400*i1 + 36*i2 + 72*i3 + i4];
+            v1 = load o1[50400*i1 + 36*i2 + 72*i3 + i4];
+            v2 = cast(v1, f32);
+            v3 = load o2[i0];
+            v4 = mul(v2, v3);
+            v5 = add(v0, v4);
+            store o3[151200*i0 + 50400*i1 + 25200*i2 + 36*i3 + i4] = v5;
+        }
+    }
+    launch k0(b0, b1, b2, b3) sizes N per step;
+";
+    for n in [1, 2] {
+        check(&Case { text, dims: &[("N", n)], ..DEFAULT });
+    }
+    // Without the broadcast axis all strides are known and not zero.
+    let fixed = text.replace("space s0, ", "space ").replace("151200*i0 + ", "").replace("o2[i0]", "o2[0]");
+    let fixed = fixed.replace("[N, 3, 2, 700, 36]", "[3, 2, 700, 36]");
+    let fixed =
+        (1..=4).fold(fixed, |text, axis| text.replace(&format!("i{axis}"), &format!("i{}", axis - 1)));
+    check(&Case { text: &fixed, dims: &[("N", 1)], ..DEFAULT });
+}

@@ -95,11 +95,11 @@ impl State {
     }
 
     /// The value of which an output is another shape, behind that a transpose that keeps rows together, and the axes that its axes are before the
-    /// output is reshaped. Integers stay as they are: they are read whole.
+    /// output is reshaped. Only what is read element by element may lie in another order.
     pub(crate) fn laid_out(&self, output: Value) -> (Value, Vec<usize>) {
         let mut value = output;
         while let Some((_, data)) = self.def(value)
-            && let Op::Reshape { .. } = data.op
+            && self.keeps_order(data)
         {
             value = data.operands[0];
         }
@@ -108,12 +108,34 @@ impl State {
             && let Op::Transpose { permutation } = &data.op
             && permutation.last() == axes.len().checked_sub(1).as_ref()
             && self.graph.ty(value).dtype.is_float()
+            && self.read_by_elements(data.operands[0])
         {
             let outer = axes.clone();
             permutation.iter().zip(outer).for_each(|(from, axis)| axes[*from] = axis);
             value = data.operands[0];
         }
         (value, axes)
+    }
+
+    /// True if all that reads a value takes elements where they are, in whatever order they lie.
+    fn read_by_elements(&self, value: Value) -> bool {
+        self.uses[value.index()].iter().all(|node| {
+            let data = self.graph.node(*node);
+            let transposes = matches!(data.op, Op::Transpose { .. }) && !self.keeps_order(data);
+            transposes || data.op.scalar().is_some()
+        })
+    }
+
+    /// True for a view whose elements have the order of its operand's: a reshape, or a transpose that moves axes of one point alone.
+    fn keeps_order(&self, data: &NodeData) -> bool {
+        match &data.op {
+            Op::Reshape { .. } => true,
+            Op::Transpose { permutation } => {
+                let shape = &self.graph.ty(data.operands[0]).shape;
+                permutation.iter().filter(|axis| !shape[**axis].is_constant(1)).is_sorted()
+            }
+            _ => false,
+        }
     }
 
     /// The coordinates of a view's operand, given those of its result; `None` where they are not affine.

@@ -5,7 +5,7 @@
 //! - bit by bit: x·xᵀ, or the square of a symmetric matrix. Both sums that make the elements at [i, j] and [j, i] have the same terms in the same order;
 //! - as a polynomial: products, sums and multiples of one symmetric matrix commute with one another, so that the product of two of them is
 //!   symmetric again (Horn and Johnson, Matrix Analysis, theorem 2.5.5). Computed whole, both halves would differ by rounding; the half that is computed
-//!   stands for both. This is asked for only where the arithmetic is f32: roundings to bf16 in between would make the halves differ visibly.
+//!   stands for both. Where factors are rounded to bf16 first, that is by as much as the product is off in either half. Sums must be f32.
 //!
 //! Axes before the last two are batches of matrices.
 
@@ -41,7 +41,7 @@ impl Symmetry {
         symmetry
     }
 
-    /// True for a matrix that is known to equal its transpose, at least up to the rounding of f32.
+    /// True for a matrix that is known to equal its transpose, at least up to rounding.
     pub(crate) fn is_symmetric(&self, value: Value) -> bool {
         matches!(self.get(value), Class::Symmetric | Class::Polynomial(_))
     }

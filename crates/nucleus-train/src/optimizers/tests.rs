@@ -104,13 +104,14 @@ fn orthogonalized(u: &[f64], columns: usize, steps: usize) -> Vec<f64> {
 #[test]
 fn two_steps_of_muon_on_every_kind_of_matrix() {
     let kinds = [
-        (AdjustLr::MatchRmsAdamW, true, NsForm::Gram, 1e-5),
-        (AdjustLr::Original, false, NsForm::Direct, 1e-5),
-        (AdjustLr::MatchRmsAdamW, true, NsForm::DirectBf16, 2e-3),
+        (AdjustLr::MatchRmsAdamW, true, (NsForm::Gram, DType::F32), 1e-5),
+        (AdjustLr::Original, false, (NsForm::Direct, DType::F32), 1e-5),
+        (AdjustLr::MatchRmsAdamW, true, (NsForm::Direct, DType::Bf16), 2e-3),
+        (AdjustLr::Original, true, (NsForm::Gram, DType::Bf16), 4e-3),
     ];
-    for (adjust_lr, nesterov, ns_form, limit) in kinds {
+    for (adjust_lr, nesterov, (ns_form, ns_dtype), limit) in kinds {
         let usual = Muon { lr: 0.02, weight_decay: 0.1, momentum: 0.9, ..Muon::default() };
-        let muon = Muon { nesterov, adjust_lr, ns_form, ..usual };
+        let muon = Muon { nesterov, adjust_lr, ns_form, ns_dtype, ..usual };
         let groups = [group("*", Optimizer::Muon(muon))];
         let shapes: [(&str, &[usize]); 6] = [
             ("a.to_q.weight", &[12, 20]),
@@ -191,11 +192,17 @@ fn forms_of_the_newton_schulz_iteration() {
             let wanted: Vec<f64> = gradient.iter().map(|g| f64::from(*g)).collect();
             let wanted = orthogonalized(&wanted, COLUMNS, ns_steps);
             let largest = wanted.iter().fold(1e-30f64, |largest, x| largest.max(x.abs()));
-            for (ns_form, limit) in [(NsForm::Direct, 2e-3), (NsForm::Gram, 4e-3), (NsForm::DirectBf16, 6e-2)]
-            {
+            // Factors rounded to bf16 are 2⁻⁹ off; in two steps in a row what that leaves of singular values that are 0 beside the others grows 12 times.
+            let forms = [
+                (NsForm::Direct, DType::F32, 2e-3),
+                (NsForm::Gram, DType::F32, 4e-3),
+                (NsForm::Direct, DType::Bf16, 6e-2),
+                (NsForm::Gram, DType::Bf16, 1.5e-1),
+            ];
+            for (ns_form, ns_dtype, limit) in forms {
                 let (adjust_lr, nesterov) = (AdjustLr::Original, false);
                 let numbers = Muon { lr: 1.0, weight_decay: 0.0, momentum: 0.0, ..Muon::default() };
-                let muon = Muon { nesterov, adjust_lr, ns_steps, ns_form, ..numbers };
+                let muon = Muon { nesterov, adjust_lr, ns_steps, ns_form, ns_dtype, ..numbers };
                 let groups = [group("*", Optimizer::Muon(muon))];
                 let (mut parameters, mut optimizers) = made(&groups, &[("w", &[ROWS, COLUMNS])]);
                 parameters.values.fill(0.0);
@@ -204,8 +211,8 @@ fn forms_of_the_newton_schulz_iteration() {
                 let differences =
                     parameters.values.iter().zip(&wanted).map(|(w, o)| (f64::from(-w) - o).abs());
                 let error = differences.fold(0.0, f64::max) / largest;
-                println!("{kind}, {ns_steps} steps, {ns_form:?}: {error:.1e}");
-                assert!(error <= limit, "{kind}, {ns_steps} steps, {ns_form:?}: {error:e}");
+                println!("{kind}, {ns_steps} steps, {ns_form:?} {ns_dtype}: {error:.1e}");
+                assert!(error <= limit, "{kind}, {ns_steps} steps, {ns_form:?} {ns_dtype}: {error:e}");
             }
         }
     }
@@ -260,7 +267,7 @@ fn state_is_updated_in_place() {
         (MUON, "update", &tall[..]),
         (ORTHOGONALITY, "update", &shape[1..]),
     ] {
-        let routine = routine(text, entry, settings, &backend).unwrap();
+        let routine = program(text, entry, entry.to_owned(), settings, &backend).unwrap().routine;
         let shared = nucleus_plan::in_place(routine.plan());
         assert!(
             shared.iter().all(Option::is_some),

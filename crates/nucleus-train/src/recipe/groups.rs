@@ -1,5 +1,7 @@
 //! `[[group]]`: which optimiser moves which weight, and the groups that stand behind those of a recipe.
 
+use nucleus_ir::DType;
+
 use super::ComputeDType;
 use super::error::RecipeError;
 use super::reader::Table;
@@ -43,7 +45,7 @@ pub(super) fn groups<'a>(root: &'a Table<'a>, dtype: ComputeDType) -> Result<Vec
 
 /// The groups of a recipe that names none.
 pub(super) fn defaults(dtype: ComputeDType) -> [Group; 3] {
-    let muon = Muon { ns_form: usual_form(dtype), ..Muon::default() };
+    let muon = Muon { ns_dtype: dtype.into(), ..Muon::default() };
     let patterns = |list: &[&str]| list.iter().map(|pattern| (*pattern).to_owned()).collect();
     [
         Group { params: patterns(MUON_WEIGHTS), optimizer: Optimizer::Muon(muon), default: true },
@@ -54,14 +56,6 @@ pub(super) fn defaults(dtype: ComputeDType) -> [Group; 3] {
         },
         Group { params: patterns(&["*"]), optimizer: Optimizer::AdamW(AdamW::default()), default: true },
     ]
-}
-
-/// How Newton–Schulz steps are taken where nothing says otherwise: the form that costs least in the type.
-fn usual_form(dtype: ComputeDType) -> NsForm {
-    match dtype {
-        ComputeDType::F32 => NsForm::Gram,
-        ComputeDType::Bf16 => NsForm::DirectBf16,
-    }
 }
 
 fn group(table: &Table<'_>, dtype: ComputeDType) -> Result<Group, RecipeError> {
@@ -81,30 +75,6 @@ fn group(table: &Table<'_>, dtype: ComputeDType) -> Result<Group, RecipeError> {
     Ok(Group { params, optimizer, default: false })
 }
 
-/// `ns_form` and `ns_dtype`. The type is that of the model, but f32 in the Gram form.
-fn ns_form_of(table: &Table<'_>, model: ComputeDType) -> Result<NsForm, RecipeError> {
-    let gram =
-        table.get("ns_form").map(|value| value.choice(&[("gram", true), ("direct", false)])).transpose()?;
-    let dtype = match table.get("ns_dtype") {
-        Some(value) => {
-            let dtype = value.choice(&[("f32", ComputeDType::F32), ("bf16", ComputeDType::Bf16)])?;
-            if gram == Some(true) && dtype == ComputeDType::Bf16 {
-                return Err(value.error(format!(
-                    "`ns_form = \"gram\"` in {} needs `ns_dtype = \"f32\"`, because what bf16 rounds away grows too fast in it; `ns_form = \"direct\"` takes bf16",
-                    table.name
-                )));
-            }
-            dtype
-        }
-        None => model,
-    };
-    Ok(match (gram, dtype) {
-        (Some(true), _) => NsForm::Gram,
-        (Some(false), ComputeDType::F32) => NsForm::Direct,
-        (None | Some(false), dtype) => usual_form(dtype),
-    })
-}
-
 fn muon_of(table: &Table<'_>, dtype: ComputeDType) -> Result<Muon, RecipeError> {
     let usual = Muon::default();
     Ok(Muon {
@@ -117,7 +87,12 @@ fn muon_of(table: &Table<'_>, dtype: ComputeDType) -> Result<Muon, RecipeError> 
         ns_steps: table
             .get("ns_steps")
             .map_or(Ok(usual.ns_steps), |value| Ok(value.integer(1..=100)? as usize))?,
-        ns_form: ns_form_of(table, dtype)?,
+        ns_form: table.get("ns_form").map_or(Ok(usual.ns_form), |value| {
+            value.choice(&[("gram", NsForm::Gram), ("direct", NsForm::Direct)])
+        })?,
+        ns_dtype: table
+            .get("ns_dtype")
+            .map_or(Ok(dtype.into()), |value| value.choice(&[("f32", DType::F32), ("bf16", DType::Bf16)]))?,
         adjust_lr: table.get("adjust_lr").map_or(Ok(usual.adjust_lr), |value| {
             value.choice(&[("match_rms_adamw", AdjustLr::MatchRmsAdamW), ("original", AdjustLr::Original)])
         })?,

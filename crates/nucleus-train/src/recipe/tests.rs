@@ -153,6 +153,7 @@ fn every_key_is_read() {
             nesterov: false,
             ns_steps: 3,
             ns_form: NsForm::Direct,
+            ns_dtype: DType::F32,
             adjust_lr: AdjustLr::Original,
             halves: Halves::None,
         })
@@ -338,11 +339,11 @@ fn stages_add_up() {
 
 #[test]
 fn newton_schulz_steps_compute_in_the_type_of_the_model_unless_a_group_says_otherwise() {
-    let form = |dtype: &str, keys: &str| {
+    let of = |dtype: &str, keys: &str| {
         let group = format!("[[group]]\nparams = [\"a\"]\noptimizer = \"muon\"\n{keys}[run]");
         let text = LEAST.replace("[data]", &format!("dtype = \"{dtype}\"\n[data]")).replace("[run]", &group);
         let of = |group: &Group| match group.optimizer {
-            Optimizer::Muon(muon) => muon.ns_form,
+            Optimizer::Muon(muon) => (muon.ns_form, muon.ns_dtype),
             Optimizer::AdamW(_) => unreachable!("the first groups are Muon's"),
         };
         // Behind the recipe's own group stands the default one of Muon.
@@ -350,23 +351,19 @@ fn newton_schulz_steps_compute_in_the_type_of_the_model_unless_a_group_says_othe
     };
     let (gram, direct) = ("ns_form = \"gram\"\n", "ns_form = \"direct\"\n");
     let (f32, bf16) = ("ns_dtype = \"f32\"\n", "ns_dtype = \"bf16\"\n");
-    for (dtype, usual) in [("f32", NsForm::Gram), ("bf16", NsForm::DirectBf16)] {
+    for (dtype, usual) in [("f32", DType::F32), ("bf16", DType::Bf16)] {
         let own = |keys: &str| {
-            let (own, default) = form(dtype, keys).unwrap();
-            assert_eq!(default, usual);
+            let (own, default) = of(dtype, keys).unwrap();
+            assert_eq!(default, (NsForm::Gram, usual));
             own
         };
-        assert_eq!(own(""), usual);
-        assert_eq!(own(gram), NsForm::Gram);
-        assert_eq!(own(direct), if dtype == "f32" { NsForm::Direct } else { NsForm::DirectBf16 });
-        assert_eq!(own(f32), NsForm::Gram);
-        assert_eq!(own(bf16), NsForm::DirectBf16);
-        assert_eq!(own(&format!("{gram}{f32}")), NsForm::Gram);
-        assert_eq!(own(&format!("{direct}{f32}")), NsForm::Direct);
-        assert_eq!(own(&format!("{direct}{bf16}")), NsForm::DirectBf16);
-        let error = form(dtype, &format!("{gram}{bf16}")).unwrap_err().to_string();
-        assert!(error.contains("needs `ns_dtype = \"f32\"`"), "{error}");
-        assert!(form(dtype, "ns_dtype = \"f16\"\n").is_err());
+        assert_eq!(own(""), (NsForm::Gram, usual));
+        assert_eq!(own(gram), (NsForm::Gram, usual));
+        assert_eq!(own(direct), (NsForm::Direct, usual));
+        assert_eq!(own(f32), (NsForm::Gram, DType::F32));
+        assert_eq!(own(&format!("{direct}{bf16}")), (NsForm::Direct, DType::Bf16));
+        assert_eq!(own(&format!("{gram}{bf16}")), (NsForm::Gram, DType::Bf16));
+        assert!(of(dtype, "ns_dtype = \"f16\"\n").is_err());
     }
 }
 

@@ -46,6 +46,16 @@ fn kind_name(anchor: &Anchor) -> String {
     }
 }
 
+/// Several runs of one plan as if they were one.
+pub fn repeated(kinds: &mut [Kind], times: f64) {
+    for kind in kinds {
+        kind.launches = (kind.launches as f64 * times).round() as usize;
+        for amount in [&mut kind.seconds, &mut kind.predicted, &mut kind.flops, &mut kind.bytes] {
+            *amount *= times;
+        }
+    }
+}
+
 /// Seconds of one run by kind of kernel, the slowest first, beside what the cost model predicts for a machine with this arithmetic limit.
 pub fn kinds(plan: &Plan, profile: &Profile, runs: usize, bindings: &Bindings, limit: f64) -> Vec<Kind> {
     let machine = Machine { f32_flops: limit, bf16_flops: limit, ..Machine::cpu() };

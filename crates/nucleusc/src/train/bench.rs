@@ -134,7 +134,10 @@ pub(super) fn bench(
         .filter_map(|program| {
             let routine = program.routine();
             let bindings = routine.bindings()?;
-            let kinds = profile::kinds(routine.plan(), program.profile(), repeat, bindings, limit);
+            let (profile, runs) = program.profile();
+            let mut kinds = profile::kinds(routine.plan(), profile, runs, bindings, limit);
+            // Of one step, in which a program may run several times.
+            profile::repeated(&mut kinds, runs as f64 / repeat as f64);
             Some((program.name(), kinds))
         })
         .collect();
