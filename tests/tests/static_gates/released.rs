@@ -19,12 +19,8 @@ const OPTIMIZERS: &[(&str, &str, &[&str])] = &[
     (MUON, "update", &["count=16", "rows=512", "columns=2048"]),
     (MUON, "update", &["count=3", "rows=10752", "columns=2048", "halves=rows"]),
     (MUON, "update", &["count=3", "rows=2048", "columns=2688", "halves=columns"]),
-    (MUON, "update", &["count=4", "rows=2048", "columns=2048", "ns_form=direct", "ns_dtype=bf16"]),
-    (
-        MUON,
-        "update",
-        &["count=3", "rows=2048", "columns=2688", "halves=columns", "ns_form=direct", "ns_dtype=bf16"],
-    ),
+    (MUON, "update", &["count=4", "rows=2048", "columns=2048", "ns_dtype=bf16"]),
+    (MUON, "update", &["count=3", "rows=2048", "columns=2688", "halves=columns", "ns_dtype=bf16"]),
     (ORTHOGONALITY, "update", &["rows=64", "columns=4096"]),
 ];
 
