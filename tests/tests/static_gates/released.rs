@@ -21,6 +21,11 @@ const OPTIMIZERS: &[(&str, &str, &[&str])] = &[
     (MUON, "update", &["count=3", "rows=2048", "columns=2688", "halves=columns"]),
     (MUON, "update", &["count=4", "rows=2048", "columns=2048", "ns_dtype=bf16"]),
     (MUON, "update", &["count=3", "rows=2048", "columns=2688", "halves=columns", "ns_dtype=bf16"]),
+    (
+        MUON,
+        "update",
+        &["count=3", "rows=2048", "columns=2688", "halves=columns", "ns_form=direct", "ns_dtype=bf16"],
+    ),
     (ORTHOGONALITY, "update", &["rows=64", "columns=4096"]),
 ];
 

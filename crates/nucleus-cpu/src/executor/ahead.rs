@@ -3,7 +3,7 @@
 
 use nucleus_plan::{ScalarFunction, Size, Step};
 
-use super::launch::{BoundAccess, LaunchContext};
+use super::launch::{BoundAccess, LaunchContext, row_offset};
 use super::shared::BoundFunction;
 use crate::codegen::Region;
 use crate::kernels::fetch;
@@ -61,9 +61,10 @@ impl LaunchContext<'_> {
             let columns = region.inner_begin..region.inner_end;
             for row in first..(first + ROWS).min(outer_end) {
                 for matrix in &ahead.matrices {
-                    let at = (ahead.element(matrix, row) + columns.start) * matrix.element_bytes;
+                    let first = row_offset(row, &ahead.extents, &matrix.strides) + columns.start;
                     let bytes = (columns.end - columns.start) * matrix.element_bytes;
-                    fetch(self.isa, matrix.data.wrapping_offset(at as isize), bytes as usize);
+                    let at = matrix.data.wrapping_offset((first * matrix.element_bytes) as isize);
+                    fetch(self.isa, at, bytes as usize);
                 }
             }
         };
@@ -80,17 +81,5 @@ impl LaunchContext<'_> {
             // SAFETY: rows of the region, and their sums.
             unsafe { self.call_bound(bound, &rows) };
         }
-    }
-}
-
-impl Ahead {
-    /// Which element of a matrix a row begins with.
-    fn element(&self, matrix: &Matrix, row: i64) -> i64 {
-        let (mut rest, mut at) = (row, 0);
-        for (extent, stride) in self.extents.iter().zip(&matrix.strides).rev() {
-            at += rest % extent * stride;
-            rest /= extent;
-        }
-        at
     }
 }

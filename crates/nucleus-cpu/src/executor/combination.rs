@@ -5,7 +5,7 @@ use nucleus_ir::{DType, ScalarOp};
 use nucleus_plan::{Access, Operand, OperandMode, Part, ScalarFunction, Step};
 
 use super::compiled::element;
-use super::launch::{BoundAccess, LaunchContext};
+use super::launch::{BoundAccess, LaunchContext, row_offset};
 use crate::codegen::Region;
 use crate::kernels::{Combination, Element, MOST_OUTPUTS, MOST_TERMS, Output, Term, combine};
 
@@ -18,7 +18,37 @@ enum Number {
     Constant(f32),
     Load(Access),
     /// Of two numbers before it.
-    Apply(ScalarOp, [usize; 2]),
+    Apply(Arithmetic, [usize; 2]),
+}
+
+/// The operations that numbers may be made with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Arithmetic {
+    Add,
+    Sub,
+    Mul,
+    Div,
+}
+
+impl Arithmetic {
+    fn of(op: ScalarOp) -> Option<Arithmetic> {
+        match op {
+            ScalarOp::Add => Some(Arithmetic::Add),
+            ScalarOp::Sub => Some(Arithmetic::Sub),
+            ScalarOp::Mul => Some(Arithmetic::Mul),
+            ScalarOp::Div => Some(Arithmetic::Div),
+            _ => None,
+        }
+    }
+
+    fn apply(self, x: f32, y: f32) -> f32 {
+        match self {
+            Arithmetic::Add => x + y,
+            Arithmetic::Sub => x - y,
+            Arithmetic::Mul => x * y,
+            Arithmetic::Div => x / y,
+        }
+    }
 }
 
 /// An epilogue that stores multiples of `sum_factor · sum + Σ factor · term`. Factors are numbers by their position.
@@ -84,7 +114,7 @@ enum BoundNumber {
     Constant(f32),
     /// Where it lies, and numbers from one row to the next along every axis; along the last there is but one.
     Load(*const f32, Vec<i64>),
-    Apply(ScalarOp, [usize; 2]),
+    Apply(Arithmetic, [usize; 2]),
 }
 
 // SAFETY: addresses are shared between workers; each call states why its place belongs to one of them.
@@ -139,14 +169,7 @@ impl LaunchContext<'_> {
         while row < end {
             // A run of rows along the last axis.
             let count = (inner - row % inner).min(end - row);
-            let row_at = |strides: &[i64]| {
-                let (mut rest, mut at) = (row, 0);
-                for (extent, stride) in bound.extents.iter().zip(strides).rev() {
-                    at += rest % extent * stride;
-                    rest /= extent;
-                }
-                at as isize
-            };
+            let row_at = |strides: &[i64]| row_offset(row, &bound.extents, strides) as isize;
             let first = region.inner_begin as isize;
             let stride_of = |strides: &[i64]| strides.last().copied().unwrap_or(0) as isize;
             let mut numbers = [0.0f32; MOST_NUMBERS];
@@ -157,7 +180,7 @@ impl LaunchContext<'_> {
                     BoundNumber::Load(data, strides) => unsafe {
                         data.wrapping_offset(row_at(strides)).read_unaligned()
                     },
-                    BoundNumber::Apply(op, [x, y]) => apply(*op, numbers[*x], numbers[*y]),
+                    BoundNumber::Apply(op, [x, y]) => op.apply(numbers[*x], numbers[*y]),
                 };
             }
             let mut terms = [EMPTY_TERM; MOST_TERMS];
@@ -188,18 +211,6 @@ impl LaunchContext<'_> {
             }
             row += count;
         }
-    }
-}
-
-/// The operations that numbers may be made with.
-fn apply(op: ScalarOp, x: f32, y: f32) -> f32 {
-    match op {
-        ScalarOp::Add => x + y,
-        ScalarOp::Sub => x - y,
-        ScalarOp::Mul => x * y,
-        ScalarOp::Div => x / y,
-        // Others are not recognised.
-        _ => f32::NAN,
     }
 }
 
@@ -329,17 +340,17 @@ impl Recogniser<'_> {
         }
     }
 
-    fn arithmetic(&mut self, op: ScalarOp, x: usize, y: usize) -> usize {
+    fn arithmetic(&mut self, op: Arithmetic, x: usize, y: usize) -> usize {
         match (op, self.constant(x), self.constant(y)) {
-            (ScalarOp::Mul, Some(1.0), _) => y,
-            (ScalarOp::Mul, _, Some(1.0)) => x,
-            (_, Some(x), Some(y)) => self.number(Number::Constant(apply(op, x, y))),
+            (Arithmetic::Mul, Some(1.0), _) => y,
+            (Arithmetic::Mul, _, Some(1.0)) => x,
+            (_, Some(x), Some(y)) => self.number(Number::Constant(op.apply(x, y))),
             _ => self.number(Number::Apply(op, [x, y])),
         }
     }
 
     fn product(&mut self, x: usize, y: usize) -> usize {
-        self.arithmetic(ScalarOp::Mul, x, y)
+        self.arithmetic(Arithmetic::Mul, x, y)
     }
 
     fn negative(&mut self, x: usize) -> usize {
@@ -355,9 +366,7 @@ impl Recogniser<'_> {
     fn apply(&mut self, op: ScalarOp, args: &[Value]) -> Option<Value> {
         use Value::{Multiple, Narrow, Number, Rounded};
         match (op, args) {
-            (ScalarOp::Add | ScalarOp::Sub | ScalarOp::Mul | ScalarOp::Div, &[Number(x), Number(y)]) => {
-                Some(Number(self.arithmetic(op, x, y)))
-            }
+            (_, &[Number(x), Number(y)]) => Some(Number(self.arithmetic(Arithmetic::of(op)?, x, y))),
             (ScalarOp::Neg, &[Number(x)]) => Some(Number(self.negative(x))),
             (
                 ScalarOp::Mul,
@@ -465,7 +474,7 @@ mod tests {
             "v0 = accumulator 0; v1 = load o2[0]; v2 = mul(v1, v0); v3 = load o3[8*i0 + i1]; v4 = sub(v3, v2); {STORE} = v4;"
         ));
         let form = form.unwrap();
-        let Number::Apply(ScalarOp::Mul, [minus, loaded]) = form.numbers[form.sum_factor] else {
+        let Number::Apply(Arithmetic::Mul, [minus, loaded]) = form.numbers[form.sum_factor] else {
             panic!("{form:?}")
         };
         assert_eq!(form.numbers[minus], Number::Constant(-1.0));

@@ -197,11 +197,13 @@ impl Compiler<'_> {
             Anchor::Map(map) => {
                 let (mut space, mut function) = collapse(&extents(&map.space), &map.function, false);
                 let neighbour = neighbouring_axis(&space, &function);
-                let mut order = memory_order(&space, &function);
-                if let Some(axis) = neighbour {
+                let mut order = match neighbour {
                     // Rows one after the other then touch the same lines of memory.
-                    order = (0..space.outer.len()).filter(|other| *other != axis).chain([axis]).collect();
-                }
+                    Some(axis) => {
+                        (0..space.outer.len()).filter(|other| *other != axis).chain([axis]).collect()
+                    }
+                    None => memory_order(&space, &function),
+                };
                 let in_order = order.first().is_none_or(|first| *first == 0);
                 if !order.is_sorted() {
                     space.outer = order.iter().map(|axis| space.outer[*axis].clone()).collect();

@@ -123,6 +123,16 @@ pub(crate) fn plain_region(outer: std::ops::Range<i64>, inner: std::ops::Range<i
     }
 }
 
+/// Where row `row`, counted row-major over axes of these extents, begins in a matrix: elements from its first row on.
+pub(crate) fn row_offset(mut row: i64, extents: &[i64], strides: &[i64]) -> i64 {
+    let mut at = 0;
+    for (extent, stride) in extents.iter().zip(strides).rev() {
+        at += row % extent * stride;
+        row /= extent;
+    }
+    at
+}
+
 /// The product of non-negative sizes.
 pub(crate) fn product(sizes: &[i64]) -> i64 {
     sizes.iter().fold(1i64, |product, &size| product.saturating_mul(size))

@@ -159,14 +159,13 @@ impl Round<'_> {
         let col = first_panel * layout.panel_cols;
         let skipped = above(col);
         let strips = strips(block.rows() - skipped, self.run.tiles.len());
-        let right = col + self.owned_columns(part);
+        let owned = self.owned_columns(part);
         let mut end = skipped;
-        let lies_above = |rows: &&usize| {
+        let lies_above_the_rest = |rows: &&usize| {
             end += **rows;
-            end <= above(right)
+            owned < layout.panel_cols && end <= above(col + owned)
         };
-        let halved = strips.iter().take_while(lies_above).count();
-        let halved = if right < col + layout.panel_cols { halved } else { 0 };
+        let halved = strips.iter().take_while(lies_above_the_rest).count();
         Job { block, part, first_panel, panels, skipped, strips: Cow::Owned(strips), halved }
     }
 
